@@ -1,0 +1,10 @@
+"""Text environments for language-model agents: gymnasium and numpy only.
+
+Importing this package registers the ids below; `gymnasium.make("wmact_envs:wmact/Maze-v0", size=9)` does both at once.
+No id has a step limit: how many turns an agent gets is the rollout's decision, not the environment's.
+"""
+
+from gymnasium.envs.registration import register
+
+register(id="wmact/Maze-v0", entry_point="wmact_envs.maze:MazeEnv")
+register(id="wmact/MazeHard-v0", entry_point="wmact_envs.maze:MazeEnv", kwargs={"size": 11})
