@@ -237,10 +237,10 @@ def freeze(settings: Settings, count: int = FROZEN_COUNT) -> Iterator[frozen.Fro
     """Yield the first `count` distinct levels of the test sequence.
 
     Raises:
-        ValueError: the first 100 * count levels hold fewer distinct ones.
+        ValueError: the first 10 * count levels hold fewer distinct ones.
     """
     seen: set[str] = set()
-    for number in range(100 * count):
+    for number in range(10 * count):
         if len(seen) == count:
             return
         maze = level(settings, "test", number)
@@ -249,7 +249,7 @@ def freeze(settings: Settings, count: int = FROZEN_COUNT) -> Iterator[frozen.Fro
             seen.add(name)
             field = distances(maze.walls, maze.goal)
             yield frozen.FrozenLevel(name, int(field[maze.start]), draw(maze).splitlines())
-    raise ValueError(f"{len(seen)} distinct levels in {100 * count} of {settings}: ask for fewer than {count}")
+    raise ValueError(f"{len(seen)} distinct levels in {10 * count} of {settings}: ask for fewer than {count}")
 
 
 def picture(maze: Maze, position: Cell, pixels: int = 32) -> NDArray[np.uint8]:
