@@ -335,6 +335,10 @@ class MazeEnv(TextEnv):
         """Return a shortest list of actions from the current cell."""
         return solve(self.maze, self.state)
 
+    def place(self) -> str:
+        """Return the current cell, as in "(1,2)"."""
+        return f"({self.state[0]},{self.state[1]})"
+
     def render(self) -> str | NDArray[np.uint8] | None:
         """Return the drawing ("ansi") or an image (n * 32, n * 32, 3) ("rgb_array")."""
         if self.render_mode == "ansi":

@@ -67,6 +67,10 @@ class TextEnv(gymnasium.Env[str, str]):
         """Return optimal actions from the current state ([] when solved), or None if it cannot be solved any more."""
         raise NotImplementedError
 
+    def place(self) -> str:
+        """Tell `state` in the fewest words, without spaces, as someone who simulates moves would note it."""
+        raise NotImplementedError
+
     def _load(self, number: int) -> tuple[str, int]:
         """Set `state` to the start of level `number` of the split; return its level_id and optimal_length."""
         raise NotImplementedError

@@ -1,0 +1,340 @@
+"""The rollout DataModule: it owns environments, engine, levels and the turn budget, and yields one Batch an epoch.
+
+One Lightning epoch is one training iteration of the paper. `train_dataloader` returns a *sized* iterable of length one
+whose iteration plays: Lightning prefetches from an unsized one, and episodes would be trained one step late.
+"""
+
+import importlib.util
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import gymnasium
+import lightning as L
+import numpy as np
+import torch
+from lightning.pytorch.utilities import rank_zero_info
+
+from wmact import rewards
+from wmact.chat import Chat
+from wmact.collate import collate
+from wmact.engines import Engine, Request, TransformersEngine, VLLMEngine, generate
+from wmact.models import load_tokenizer, resolve_model
+from wmact.module import AgentModule
+from wmact.rollout import Limits, Task, play
+from wmact.types import Batch, Episode, Played, TrainingStopped, Turn
+
+TRAINING, EVALUATION = 0, 1  # mark the random streams, so that those of evaluation are never those of training
+
+
+@dataclass(frozen=True)
+class EnvSpec:
+    """An environment: what `gymnasium.make` is called with.
+
+    Args:
+        id: gymnasium id, with its module before a colon: wmact_envs:wmact/Maze-v0.
+        kwargs: arguments of the environment.
+    """
+
+    id: str = "wmact_envs:wmact/Maze-v0"
+    kwargs: dict[str, Any] = field(default_factory=dict)
+
+    def make(self) -> gymnasium.Env[str, str]:
+        """Make one.
+
+        Raises:
+            ValueError: there is no such environment, or it refuses its arguments.
+        """
+        try:
+            return gymnasium.make(self.id, disable_env_checker=True, **self.kwargs)
+        except (gymnasium.error.Error, ImportError, TypeError, ValueError) as error:
+            raise ValueError(f"environment {self.id!r} with {self.kwargs}: {' '.join(str(error).split())}") from error
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """How evaluation is played.
+
+    Args:
+        levels: levels of each variant.
+        samples: episodes a level; with more than one, pass@samples is reported.
+        curve: turn budgets at which success is reported. All are read from one rollout with the largest.
+    """
+
+    levels: int = 200
+    samples: int = 1
+    curve: tuple[int, ...] = (1, 2, 3, 5, 10)
+
+    def __post_init__(self) -> None:
+        if self.levels < 1 or self.samples < 1:
+            raise ValueError(f"evaluation of {self.levels} levels × {self.samples} samples: both must be at least 1")
+        if list(self.curve) != sorted(set(self.curve)) or not self.curve or self.curve[0] < 1:
+            raise ValueError(f"evaluation curve={list(self.curve)}: turn budgets of at least 1, ascending")
+
+
+class Plays:
+    """A sized iterable of one item, made when it is asked for."""
+
+    def __init__(self, make: Callable[[], Any]) -> None:
+        self.make = make
+
+    def __len__(self) -> int:
+        return 1
+
+    def __iter__(self) -> Iterator[Any]:
+        yield self.make()
+
+
+class RolloutData(L.LightningDataModule):
+    """Fresh episodes of the current policy, one batch an epoch, and evaluation episodes.
+
+    Args:
+        model: the model that plays; set by the trainer's model.
+        env: environment that is trained on.
+        val: environments of `validate` and of the evaluations during training, by name.
+        test: environments of `test`, by name.
+        groups: levels a batch. Levels do not repeat within a batch.
+        samples: episodes a level.
+        max_turns: initial turn budget L_max (WMAct: 30); 1 is the entire-plan baseline.
+        limits: token and time limits.
+        temperature: of sampling.
+        tell_rules: open every episode with the rules and the answer format; off for "nano", which knows them.
+        rescale: scale the outcome by the share of effective actions (WMAct's reward rescaling).
+        step_penalty: taken off for every action (WMAct's comparison: 0.1, in place of annealing).
+        engine: what generates; null takes vLLM where it is installed, else transformers.
+        concurrency: most episodes under way at once.
+        validation: how the evaluations during training are played.
+        testing: how `test` and `predict` play.
+        max_logprob_gap: after each weight load the engine's log-probabilities of a few sampled tokens are compared
+            with the trainer's; a mean difference above this stops the run. float32 measures about 1e-5, bfloat16 0.05.
+        max_error_share: stop when more of a batch's episodes than this end in an error of the environment.
+        seed: of levels and sampling; set by seed_everything.
+        trust_remote_code: set by the trainer's.
+    """
+
+    def __init__(
+        self,
+        model: str = "nano",
+        env: EnvSpec = EnvSpec(),  # noqa: B008 (frozen)
+        val: dict[str, EnvSpec] | None = None,
+        test: dict[str, EnvSpec] | None = None,
+        groups: int = 32,
+        samples: int = 8,
+        max_turns: int = 30,
+        limits: Limits = Limits(),  # noqa: B008 (frozen)
+        temperature: float = 1.0,
+        tell_rules: bool = True,
+        rescale: bool = True,
+        step_penalty: float = 0.0,
+        engine: Engine | None = None,
+        concurrency: int = 256,
+        validation: Evaluation = Evaluation(),  # noqa: B008 (frozen)
+        testing: Evaluation = Evaluation(levels=1000),  # noqa: B008 (frozen)
+        max_logprob_gap: float = 0.2,
+        max_error_share: float = 0.25,
+        seed: int = 0,
+        trust_remote_code: bool = False,
+    ) -> None:
+        super().__init__()
+        counts = {"groups": groups, "samples": samples, "max_turns": max_turns, "concurrency": concurrency}
+        for name, value in counts.items():
+            if value < 1:
+                raise ValueError(f"data.{name}={value}: must be at least 1")
+        if temperature <= 0:
+            raise ValueError(f"data.temperature={temperature}: must be above 0; on-policy training needs sampling")
+        self.model = model
+        self.env, self.val, self.test = env, val or {}, test or {}
+        self.groups, self.samples, self.max_turns = groups, samples, max_turns
+        self.limits, self.temperature, self.tell_rules = limits, temperature, tell_rules
+        self.rescale, self.step_penalty = rescale, step_penalty
+        self.engine = engine
+        self.concurrency = concurrency
+        self.validation, self.testing = validation, testing
+        self.max_logprob_gap, self.max_error_share = max_logprob_gap, max_error_share
+        self.seed, self.trust_remote_code = seed, trust_remote_code
+        self.turn_budget = max_turns
+        self.cursor = 0  # levels drawn so far
+        self.episodes: list[Episode] = []
+        self.performance: dict[str, float] = {}
+        self.rollout_seconds = 0.0
+        self._chat: Chat | None = None
+        self._pools: dict[str, list[gymnasium.Env[str, str]]] = {}
+        self._loaded = -1  # version of the weights in the engine
+
+    # What Lightning asks for
+
+    def setup(self, stage: str) -> None:
+        """Check what can be checked before the engine starts: tokenizer, chat template, environments."""
+        self._chat = Chat(load_tokenizer(self.model, self.trust_remote_code))
+        for spec in [self.env, *self.val.values(), *self.test.values()]:
+            spec.make().close()
+
+    def train_dataloader(self) -> Plays:
+        """One batch of fresh episodes, played when it is asked for."""
+        return Plays(self._training_batch)
+
+    def val_dataloader(self) -> list[Plays]:
+        """One item a variant: its evaluation episodes."""
+        return [Plays(lambda n=name, s=spec: self._evaluate(n, s, self.validation)) for name, spec in self.val.items()]
+
+    def test_dataloader(self) -> list[Plays]:
+        """One item a variant: its evaluation episodes."""
+        return [Plays(lambda n=name, s=spec: self._evaluate(n, s, self.testing)) for name, spec in self.test.items()]
+
+    def predict_dataloader(self) -> list[Plays]:
+        """What `test` plays."""
+        return self.test_dataloader()
+
+    def transfer_batch_to_device(self, batch: Any, device: torch.device, dataloader_idx: int) -> Any:
+        """Batches go to the device; evaluation episodes are no tensors."""
+        return batch.to_device(device) if isinstance(batch, Batch) else batch
+
+    def teardown(self, stage: str) -> None:
+        """Give everything back."""
+        if self.engine is not None:
+            self.engine.close()
+        for env in (env for pool in self._pools.values() for env in pool):
+            env.close()
+        self._pools, self._loaded = {}, -1
+
+    def state_dict(self) -> dict[str, int]:
+        """Where the level sequence stands, and the turn budget with the value it started from."""
+        return {"cursor": self.cursor, "turn_budget": self.turn_budget, "max_turns": self.max_turns}
+
+    def load_state_dict(self, state_dict: dict[str, int]) -> None:
+        """Go on from there; a `max_turns` other than the checkpoint's was asked for by the user and wins."""
+        self.cursor = state_dict["cursor"]
+        if state_dict["max_turns"] == self.max_turns:
+            self.turn_budget = state_dict["turn_budget"]
+
+    # Playing
+
+    def _training_batch(self) -> Batch:
+        module, trainer = self._module(), self._trainer()
+        version = module.global_step
+        levels = self._draw_levels()[trainer.global_rank :: trainer.world_size]
+        tasks = [self._task(level, sample, TRAINING, version) for level in levels for sample in range(self.samples)]
+        started = time.perf_counter()
+        self.episodes = self._play(self.env, tasks, self.turn_budget)
+        self.rollout_seconds = seconds = time.perf_counter() - started
+        for episode in self.episodes:
+            shaped = rewards.shape(episode, rescale=self.rescale, step_penalty=self.step_penalty)
+            for turn, reward in zip(episode.turns, shaped, strict=True):
+                turn.reward = reward
+        sampled = sum(turn.end - turn.start for episode in self.episodes for turn in episode.turns)
+        self.performance = {"rollout_seconds": seconds, "tokens_per_second": sampled / seconds}
+        self._check_errors()
+        return collate([episode for episode in self.episodes if episode.error is None], version)
+
+    def _evaluate(self, variant: str, spec: EnvSpec, how: Evaluation) -> Played:
+        trainer = self._trainer()
+        tasks = [self._task(level, sample, EVALUATION) for level in range(how.levels) for sample in range(how.samples)]
+        mine = [task for task in tasks if task.level % trainer.world_size == trainer.global_rank]
+        longest = max(self.max_turns, *how.curve)
+        return Played(variant, self._play(spec, mine, longest), self.max_turns, self.turn_budget, how.curve)
+
+    def _play(self, spec: EnvSpec, tasks: list[Task], max_turns: int) -> list[Episode]:
+        module, trainer = self._module(), self._trainer()
+        engine = self._ready_engine(module)
+        pool = self._pools.setdefault(repr(spec), [])
+        pool += [spec.make() for _ in range(min(self.concurrency, len(tasks)) - len(pool))]
+        bar = getattr(trainer.progress_bar_callback, "rollout_progress", lambda done, total: None)
+        assert self._chat is not None
+        return play(
+            pool,
+            tasks,
+            engine,
+            self._chat,
+            max_turns=max_turns,
+            limits=self.limits,
+            tell_rules=self.tell_rules,
+            policy_version=module.global_step,
+            progress=bar,
+            stop=lambda: trainer.received_sigterm,
+        )
+
+    def _ready_engine(self, module: AgentModule) -> Engine:
+        """The engine, started, with the module's current weights: the first act of every rollout."""
+        assert self._chat is not None
+        if self.engine is None:
+            self.engine = default_engine(self.trust_remote_code)
+        self.engine.start(
+            resolve_model(self.model), stop_token_ids=self._chat.stop_token_ids, temperature=self.temperature
+        )
+        if self._loaded != module.global_step:
+            self.engine.load_weights(module.weights())
+            self._verify(self.engine, module)
+            self._loaded = module.global_step
+        return self.engine
+
+    def _verify(self, engine: Engine, module: AgentModule) -> None:
+        """Compare the engine's log-probabilities of a few sampled tokens with the trainer's.
+
+        The prompt is the same each time on purpose: an engine that kept the keys of older weights is found out too.
+        """
+        assert self._chat is not None
+        prompt = self._chat.open("1 2 3 4 5 6 7 8 9 10 " * 8)
+        requests = [Request(i, list(prompt), 8, self.seed + i) for i in range(4)]
+        probes = []
+        for completion in generate(engine, requests):
+            probe = Episode("probe", completion.id, "probe", 0, 0, module.global_step)
+            probe.ids = prompt + completion.token_ids
+            probe.turns = [Turn(len(prompt), len(probe.ids), "", "valid")]
+            probe.logprobs = [0.0] * len(prompt) + completion.logprobs
+            probes.append(probe)
+        batch = collate(probes)
+        gap = float((module.score(batch).cpu() - batch.behaviour_logprobs_S).abs().mean())
+        if not gap <= self.max_logprob_gap:
+            raise TrainingStopped(
+                f"after loading the weights the engine's log-probabilities differ from the trainer's by {gap:.3g} a "
+                f"token (data.max_logprob_gap={self.max_logprob_gap}): the engine does not hold these weights"
+            )
+
+    def _draw_levels(self) -> list[int]:
+        """Numbers of the next levels of this seed's endless sequence, none twice by level_id."""
+        pool = self._pools.setdefault(repr(self.env), [])
+        if not pool:
+            pool.append(self.env.make())
+        probe: Any = pool[0]
+        seen: dict[str, int] = {}
+        for _ in range(1000 * self.groups):
+            level = int(np.random.SeedSequence([self.seed, self.cursor]).generate_state(1)[0])
+            level %= getattr(probe.unwrapped, "num_levels", None) or 2**31
+            self.cursor += 1
+            try:
+                _, info = probe.reset(seed=level, options={"level": level})
+            except Exception:  # an environment that fails here fails again when played, where it is recorded
+                info = {}
+            seen.setdefault(str(info.get("level_id", level)), level)
+            if len(seen) == self.groups:
+                return list(seen.values())
+        raise ValueError(f"data.groups={self.groups}: the environment has only {len(seen)} different levels")
+
+    def _task(self, level: int, sample: int, *stream: int) -> Task:
+        seed = np.random.SeedSequence([self.seed, *stream, level, sample]).generate_state(1)[0]
+        return Task(level, sample, int(seed))
+
+    def _check_errors(self) -> None:
+        errors = [episode.error.strip().splitlines()[-1] for episode in self.episodes if episode.error]
+        if len(errors) > self.max_error_share * len(self.episodes):
+            often = "; ".join(f"{count} × {line}" for line, count in Counter(errors).most_common(3))
+            raise TrainingStopped(f"{len(errors)} of {len(self.episodes)} episodes ended in an error: {often}")
+
+    def _trainer(self) -> L.Trainer:
+        assert self.trainer is not None, "a rollout needs a trainer"
+        return self.trainer
+
+    def _module(self) -> AgentModule:
+        module = self._trainer().lightning_module
+        assert isinstance(module, AgentModule)
+        return module
+
+
+def default_engine(trust_remote_code: bool = False) -> Engine:
+    """vLLM where it is installed, else transformers, saying so in one line."""
+    if importlib.util.find_spec("vllm"):
+        return VLLMEngine(trust_remote_code=trust_remote_code)
+    rank_zero_info("vLLM is not installed: playing with the transformers engine (pip install 'wmact[cpu]' or [gpu])")
+    return TransformersEngine(trust_remote_code=trust_remote_code)

@@ -1,0 +1,118 @@
+"""Evaluation figures of played episodes, as a torchmetrics Metric whose states are sums: they merge over processes."""
+
+import math
+from collections import defaultdict
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+from torchmetrics import Metric
+
+from wmact.types import Episode
+
+Z95 = 1.959964  # two-sided 95 % quantile of the normal distribution
+
+
+def wilson(successes: float, n: float, z: float = Z95) -> tuple[float, float]:
+    """Wilson score interval of a proportion (Wilson 1927); (0, 1) when nothing was observed."""
+    if n == 0:
+        return 0.0, 1.0
+    p = successes / n
+    centre = (p + z * z / (2 * n)) / (1 + z * z / n)
+    half = z / (1 + z * z / n) * math.sqrt(p * (1 - p) / n + z * z / (4 * n * n))
+    return max(0.0, centre - half), min(1.0, centre + half)
+
+
+def pass_at_k(n: int, correct: int, k: int) -> float:
+    """Unbiased estimate of the chance that one of k samples is right, from n samples (Chen et al. 2021)."""
+    if not 1 <= k <= n:
+        raise ValueError(f"pass@{k} needs at least {k} samples of a level, but there are {n}")
+    return 1.0 - math.comb(n - correct, k) / math.comb(n, k)
+
+
+class EpisodeMetrics(Metric):
+    """Success at several turn budgets, and how it was reached.
+
+    Intervals are Wilson's with the number of *levels* as n: several samples of one level are not independent, and to
+    count each as if it were would make the interval too short.
+
+    Args:
+        max_turns: the initial turn budget; success within it is "multi-turn".
+        curve: turn budgets at which success is reported.
+    """
+
+    higher_is_better = True
+    full_state_update = False
+    solved_at: Tensor
+    sums: Tensor
+    levels: Tensor
+    passed: Tensor
+
+    def __init__(self, max_turns: int, curve: Sequence[int]) -> None:
+        super().__init__()
+        self.max_turns = max_turns
+        self.turn_budget = max_turns
+        self.curve = tuple(curve)
+        longest = max(max_turns, *self.curve)
+        self.add_state("solved_at", torch.zeros(longest + 1, dtype=torch.float64), dist_reduce_fx="sum")
+        names = ["episodes", "turns", "actions", "effective", "tokens", "ratio", "ratio_n", "errors", "samples"]
+        self.names = names
+        self.add_state("sums", torch.zeros(len(names), dtype=torch.float64), dist_reduce_fx="sum")
+        self.add_state("levels", torch.tensor(0.0, dtype=torch.float64), dist_reduce_fx="sum")
+        self.add_state("passed", torch.tensor(0.0, dtype=torch.float64), dist_reduce_fx="sum")
+
+    def update(self, episodes: Sequence[Episode]) -> None:
+        """Count episodes; all samples of a level must come in one call."""
+        by_level: dict[tuple[str, int], list[bool]] = defaultdict(list)
+        for episode in episodes:
+            solved = episode.success and len(episode.turns) <= self.max_turns
+            if episode.success and len(episode.turns) < len(self.solved_at):
+                self.solved_at[len(episode.turns)] += 1
+            turns = episode.turns[: self.max_turns]
+            actions = [action for turn in turns for action in turn.actions]
+            row = {
+                "episodes": 1,
+                "turns": len(turns),
+                "actions": len(actions),
+                "effective": sum(action.kind == "effective" for action in actions),
+                "tokens": sum(turn.end - turn.start for turn in turns),
+                "errors": episode.error is not None,
+            }
+            if solved and episode.optimal_length:
+                taken = sum(action.kind != "after_end" for action in actions)
+                row |= {"ratio": taken / episode.optimal_length, "ratio_n": 1}
+            self.sums += torch.tensor([float(row.get(n, 0)) for n in self.names], dtype=torch.float64).to(self.device)
+            by_level[episode.env, episode.level].append(solved)
+        for results in by_level.values():
+            self.levels += 1
+            self.sums[self.names.index("samples")] += len(results)
+            self.passed += pass_at_k(len(results), sum(results), len(results))
+
+    def compute(self) -> dict[str, float]:
+        """Return the figures; names of the intervals' ends carry `_low` and `_high`."""
+        total = dict(zip(self.names, self.sums.tolist(), strict=True))
+        n, levels = total["episodes"], float(self.levels)
+        within = self.solved_at.cumsum(0).tolist()
+        figures: dict[str, float] = {"episodes": n, "levels": levels, "turn_budget": float(self.turn_budget)}
+        if n == 0:
+            return figures
+        budgets = {"single_turn": 1, "multi_turn": self.max_turns, "current_budget": self.turn_budget}
+        for name, budget in budgets.items():
+            rate = within[min(budget, len(within) - 1)] / n
+            low, high = wilson(rate * levels, levels)
+            figures |= {name: rate, f"{name}_low": low, f"{name}_high": high}
+        figures |= {f"success_at/{budget:02d}": within[budget] / n for budget in self.curve}
+        figures |= {
+            "gap": figures["multi_turn"] - figures["single_turn"],
+            "turns_mean": total["turns"] / n,
+            "actions_mean": total["actions"] / n,
+            "effective_share": total["effective"] / max(1.0, total["actions"]),
+            "tokens_mean": total["tokens"] / n,
+            "errors": total["errors"] / n,
+        }
+        if total["ratio_n"]:
+            figures["length_over_optimal"] = total["ratio"] / total["ratio_n"]
+        samples = round(total["samples"] / levels)
+        if samples > 1:
+            figures |= {"pass_at_1": figures["multi_turn"], f"pass_at_{samples}": float(self.passed) / levels}
+        return figures

@@ -1,0 +1,208 @@
+"""Policy and critic: Hugging Face models that read packed batches.
+
+Packing means that all episodes lie in one row of tokens. Attention runs episode by episode (`packed_attention`), so no
+token is spent on padding and none sees another episode; everything else of the network sees one long row.
+"""
+
+import itertools
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import scaled_dot_product_attention
+from torch.utils.checkpoint import checkpoint
+from transformers import (
+    AttentionInterface,
+    AutoModel,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
+
+from wmact.types import Batch
+
+LOGIT_BUDGET = 2**24  # entries of logits in memory at once: 64 MiB in float32
+BUNDLED = {"nano": Path(__file__).parent / "assets" / "nano"}
+
+
+def packed_attention(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    *,
+    segments: list[int],
+    scaling: float | None = None,
+    dropout: float = 0.0,
+    **kwargs: Any,
+) -> tuple[Tensor, None]:
+    """Causal attention within each of the segments that lie end to end in one row.
+
+    One call a segment beats one call with a block mask by far: the mask would be T × T, the segments are short.
+
+    Args:
+        query: (1, heads, T, head_dim); key and value: (1, kv_heads, T, head_dim).
+        segments: T cut at these places, from 0 to T.
+
+    Returns:
+        (1, T, heads, head_dim), and None for the attention weights.
+    """
+    window = kwargs.get("sliding_window")
+    lengths = [end - start for start, end in itertools.pairwise(segments)]
+    if window is not None and max(lengths) > window:
+        raise ValueError(f"an episode of {max(lengths)} tokens exceeds the model's sliding window of {window}")
+    grouped = query.size(1) != key.size(1)
+    parts = [
+        scaled_dot_product_attention(q, k, v, is_causal=True, scale=scaling, dropout_p=dropout, enable_gqa=grouped)
+        for q, k, v in zip(*(x.split(lengths, dim=2) for x in (query, key, value)), strict=True)
+    ]
+    return torch.cat(parts, dim=2).transpose(1, 2), None
+
+
+AttentionInterface.register("wmact_packed", packed_attention)
+
+
+def resolve_model(model: str) -> str:
+    """Return the folder of a bundled model ("nano") or a local folder, checked, or a hub id as it is.
+
+    Raises:
+        ValueError: a path that does not exist, or a folder that holds no model.
+    """
+    if model in BUNDLED:
+        return str(BUNDLED[model])
+    path = Path(model).expanduser()
+    if path.is_dir():
+        if not (path / "config.json").is_file():
+            raise ValueError(f"model={model!r}: the folder has no config.json; give a Hugging Face model folder")
+        return str(path)
+    if path.is_absolute() or model.startswith((".", "~")) or model.count("/") > 1:
+        raise ValueError(f"model={model!r}: no such folder; give a model folder, a hub id, or 'nano'")
+    return model
+
+
+@contextmanager
+def _one_line_errors(model: str, what: str) -> Iterator[None]:
+    """Turn the many ways in which loading fails into one line that names the model and the ways out."""
+    try:
+        yield
+    except (OSError, ValueError, ImportError, KeyError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise ValueError(
+            f"model={model!r}: {what} cannot be loaded; give a Hugging Face model folder, an id that the hub (or its "
+            f"local cache) has, or 'nano' ({reason})"
+        ) from error
+
+
+def load_tokenizer(model: str, trust_remote_code: bool = False) -> PreTrainedTokenizerBase:
+    """Load the tokenizer of a model folder or hub id.
+
+    Raises:
+        ValueError: there is none.
+    """
+    folder = resolve_model(model)
+    with _one_line_errors(model, "a tokenizer"):
+        if Path(folder).is_dir() and not list(Path(folder).glob("tokenizer*")):
+            raise ValueError("the folder holds no tokenizer files (tokenizer.json, tokenizer_config.json)")
+        return AutoTokenizer.from_pretrained(folder, trust_remote_code=trust_remote_code)
+
+
+def _load(kind: Any, model: str, trust_remote_code: bool) -> PreTrainedModel:
+    with _one_line_errors(model, "its weights"):
+        return kind.from_pretrained(
+            resolve_model(model),
+            dtype=torch.float32,  # the weights that are trained; the trainer's precision decides what computes
+            attn_implementation="wmact_packed",
+            trust_remote_code=trust_remote_code,
+        )
+
+
+class Policy(nn.Module):
+    """A causal language model that scores packed batches.
+
+    Args:
+        model: folder, hub id, or "nano"; or a model that is there already, with attention "wmact_packed".
+        temperature: of the sampling whose distribution is scored.
+        gradient_checkpointing: recompute activations in the backward pass; less memory, a third more compute.
+    """
+
+    def __init__(
+        self,
+        model: str | PreTrainedModel,
+        temperature: float = 1.0,
+        gradient_checkpointing: bool = False,
+        trust_remote_code: bool = False,
+    ) -> None:
+        super().__init__()
+        self.lm = _load(AutoModelForCausalLM, model, trust_remote_code) if isinstance(model, str) else model
+        self.temperature = temperature
+        if gradient_checkpointing:
+            self.lm.gradient_checkpointing_enable()
+
+    def forward(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        """Return log-probability of every sampled token and entropy of its distribution, both (S,) float32."""
+        hidden_SH = _hidden_before(self.lm.base_model, batch)
+        head = self.lm.get_output_embeddings()
+        chunk = max(1, LOGIT_BUDGET // head.weight.size(0))
+        if hidden_SH.size(0) <= chunk:
+            return self._score(hidden_SH, batch.targets_S)
+        # The logits of a chunk live only while it is scored, and are computed again in the backward pass.
+        parts = [
+            checkpoint(self._score, h, t, use_reentrant=False)
+            for h, t in zip(hidden_SH.split(chunk), batch.targets_S.split(chunk), strict=True)
+        ]
+        logprobs, entropies = zip(*parts, strict=True)
+        return torch.cat(logprobs), torch.cat(entropies)
+
+    def _score(self, hidden_SH: Tensor, targets_S: Tensor) -> tuple[Tensor, Tensor]:
+        logits_SV = self.lm.get_output_embeddings()(hidden_SH).float()
+        softcap = getattr(self.lm.config, "final_logit_softcapping", None)
+        if softcap:  # Gemma
+            logits_SV = softcap * torch.tanh(logits_SV / softcap)
+        log_p_SV = torch.log_softmax(logits_SV / self.temperature, dim=-1)
+        logprobs_S = log_p_SV.gather(1, targets_S[:, None])[:, 0]
+        return logprobs_S, -(log_p_SV.exp() * log_p_SV).sum(-1)
+
+
+class Critic(nn.Module):
+    """State values: a transformer trunk and a linear head that starts at zero.
+
+    Args:
+        trunk: the network below the head; its own copy (WMAct's lineage), or the policy's trunk to share it.
+    """
+
+    def __init__(self, trunk: nn.Module, hidden_size: int) -> None:
+        super().__init__()
+        self.trunk = trunk
+        self.head = nn.Linear(hidden_size, 1)
+        nn.init.zeros_(self.head.weight)
+        nn.init.zeros_(self.head.bias)
+
+    @classmethod
+    def from_pretrained(
+        cls, model: str, gradient_checkpointing: bool = False, trust_remote_code: bool = False
+    ) -> "Critic":
+        """A critic whose trunk starts from a model's weights."""
+        trunk = _load(AutoModel, model, trust_remote_code)
+        if gradient_checkpointing:
+            trunk.gradient_checkpointing_enable()
+        return cls(trunk, trunk.config.get_text_config().hidden_size)
+
+    def forward(self, batch: Batch) -> Tensor:
+        """Return (S,) float32: the value of the state in which each sampled token was about to be written."""
+        return self.head(_hidden_before(self.trunk, batch)).float()[:, 0]
+
+
+def _hidden_before(trunk: nn.Module, batch: Batch) -> Tensor:
+    """(S, hidden): the last hidden state at the position before each sampled token, which predicts it."""
+    hidden = trunk(
+        input_ids=batch.ids_T[None],
+        position_ids=batch.positions_T[None],
+        use_cache=False,
+        segments=batch.starts_E.tolist(),
+    ).last_hidden_state
+    return hidden[0, batch.token_S - 1]

@@ -1,0 +1,152 @@
+"""What every training algorithm here shares: the policy, the one optimizer step, evaluation and guards."""
+
+from collections.abc import Iterator
+from typing import Any
+
+import lightning as L
+import torch
+from torch import Tensor, nn
+
+from wmact import losses
+from wmact.metrics import EpisodeMetrics
+from wmact.models import Policy
+from wmact.types import Batch, Played, TrainingStopped
+
+
+class AgentModule(L.LightningModule):
+    """Base of PPO and of the supervised warm start. Manual optimization, one optimizer, evaluation by played episodes.
+
+    A subclass writes `training_step` and, where it has more than a policy, `configure_optimizers`.
+    """
+
+    policy: Policy
+    skipped: Tensor
+
+    def __init__(self, max_grad_norm: float, max_skipped: int, max_mismatch_kl: float) -> None:
+        super().__init__()
+        if max_grad_norm <= 0:
+            raise ValueError(f"max_grad_norm={max_grad_norm}: must be above 0; inf switches clipping off")
+        self.automatic_optimization = False
+        self.max_grad_norm = max_grad_norm
+        self.max_skipped = max_skipped
+        self.max_mismatch_kl = max_mismatch_kl
+        self._mismatch = {"mismatch_kl": 0.0, "mismatch_max": 0.0}
+        self.register_buffer("skipped", torch.zeros(2, dtype=torch.long))  # in a row, in all
+        self.evaluation = nn.ModuleDict()  # one EpisodeMetrics a variant; made when the first episodes come
+
+    def weights(self) -> Iterator[tuple[str, Tensor]]:
+        """The policy's parameters by their Hugging Face names, for an engine."""
+        for name, parameter in self.policy.lm.named_parameters():
+            yield name, parameter.detach()
+
+    @torch.no_grad()
+    def score(self, batch: Batch) -> Tensor:
+        """(S,) log-probabilities of the sampled tokens under the current weights."""
+        training = self.training
+        logprobs_S, _ = self.policy.eval()(batch.to_device(self.device))
+        self.train(training)
+        return logprobs_S
+
+    def require_version(self, batch: Batch) -> None:
+        """Refuse episodes of other weights than the current ones: on-policy means this very version."""
+        self._mismatch = {"mismatch_kl": 0.0, "mismatch_max": 0.0}
+        if batch.policy_version != self.global_step:
+            raise TrainingStopped(
+                f"the batch was played with the weights of step {batch.policy_version}, but the trainer is at step "
+                f"{self.global_step}: the engine was not given the current weights"
+            )
+
+    def watch_mismatch(self, logprobs_S: Tensor, micro: Batch, count: Tensor) -> None:
+        """Add a micro-batch to the comparison of the engine's log-probabilities with the trainer's."""
+        new = losses.mismatch(logprobs_S, micro.behaviour_logprobs_S, micro.valid_S, count)
+        self._mismatch["mismatch_kl"] += float(new["mismatch_kl"])
+        self._mismatch["mismatch_max"] = max(self._mismatch["mismatch_max"], float(new["mismatch_max"]))
+
+    def require_match(self) -> None:
+        """Log the mismatch of the batch, and stop before training on tokens of other weights than the trainer's.
+
+        Raises:
+            TrainingStopped: the mismatch is above `max_mismatch_kl`.
+        """
+        seen = self._mismatch
+        self.log_area("stability", seen)
+        if not seen["mismatch_kl"] <= self.max_mismatch_kl:
+            raise TrainingStopped(
+                f"KL(engine ‖ trainer) on the sampled tokens is {seen['mismatch_kl']:.3g}, above "
+                f"max_mismatch_kl={self.max_mismatch_kl}: the engine plays with other weights or another precision "
+                "than the trainer"
+            )
+
+    def apply_gradients(self) -> dict[str, float]:
+        """Clip each parameter group by its own norm and step; with a non-finite gradient, skip the step and count it.
+
+        Returns:
+            The gradient norm of each group before clipping, and what was skipped.
+
+        Raises:
+            TrainingStopped: `max_skipped` steps in a row were skipped.
+        """
+        optimizer = self.optimizers()
+        assert isinstance(optimizer, L.pytorch.core.optimizer.LightningOptimizer)
+        norms = {
+            f"grad_norm/{group['name']}": nn.utils.clip_grad_norm_(group["params"], self.max_grad_norm)
+            for group in optimizer.param_groups
+        }
+        if torch.stack(list(norms.values())).isfinite().all():
+            optimizer.step()
+            self.skipped[0] = 0
+        else:
+            self.skipped += 1
+        optimizer.zero_grad(set_to_none=True)
+        if self.skipped[0] >= self.max_skipped:
+            raise TrainingStopped(
+                f"{self.max_skipped} optimizer steps in a row had NaN or infinite gradients; the weights are those "
+                "before them: lower the learning rate or look at stability/ in TensorBoard"
+            )
+        return {name: float(norm) for name, norm in norms.items()} | {"skipped_steps": float(self.skipped[1])}
+
+    def log_area(self, area: str, stats: dict[str, Any]) -> None:
+        """Log figures as `area/name`, once a step."""
+        self.log_dict({f"{area}/{name}": float(value) for name, value in stats.items()}, on_step=True, on_epoch=False)
+
+    def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
+        """Log what the rollout of this batch took."""
+        self.log_area("performance", self.trainer.datamodule.performance)  # type: ignore[attr-defined]
+
+    # Evaluation: the data module plays, the metrics count.
+
+    def on_train_start(self) -> None:
+        """Evaluate the start weights where validation is on: a curve without its first point says little."""
+        loop = self.trainer.fit_loop.epoch_loop
+        if self.trainer.current_epoch == 0 and self.trainer.enable_validation and not self.trainer.fast_dev_run:
+            self.trainer.validating = True
+            loop.val_loop.run()
+            self.trainer.training = True
+
+    def validation_step(self, played: Played, batch_idx: int, dataloader_idx: int = 0) -> None:
+        """Count the episodes of one variant."""
+        if played.variant not in self.evaluation:
+            self.evaluation[played.variant] = EpisodeMetrics(played.max_turns, played.curve).to(self.device)
+        metrics = self.evaluation[played.variant]
+        assert isinstance(metrics, EpisodeMetrics)
+        metrics.turn_budget = played.turn_budget
+        metrics.update(played.episodes)
+
+    def on_validation_epoch_end(self) -> None:
+        """Log `eval/<variant>/<figure>`, and forget the episodes."""
+        for variant, metrics in self.evaluation.items():
+            assert isinstance(metrics, EpisodeMetrics)
+            self.log_dict({f"eval/{variant}/{name}": value for name, value in metrics.compute().items()})
+        self.evaluation = nn.ModuleDict()
+
+    def test_step(self, played: Played, batch_idx: int, dataloader_idx: int = 0) -> None:
+        """Count the episodes of one variant."""
+        self.validation_step(played, batch_idx, dataloader_idx)
+
+    def on_test_epoch_end(self) -> None:
+        """Log `eval/<variant>/<figure>`."""
+        self.on_validation_epoch_end()
+
+    def predict_step(self, played: Played, batch_idx: int, dataloader_idx: int = 0) -> Played:
+        """Return the played episodes."""
+        return played

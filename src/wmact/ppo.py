@@ -1,0 +1,185 @@
+"""WMAct's training algorithm: strictly on-policy PPO with a critic (arXiv 2511.23476, section on training).
+
+What differs from textbook PPO, and why:
+- One optimizer step a batch of fresh episodes (`epochs=1, minibatches=1`). Old and new policy are then the same, the
+  ratio is exactly 1 and no pass for old log-probabilities is needed. More epochs or minibatches bring that pass back.
+- No KL term and no entropy bonus by default (as in the paper); both are settings.
+- γ = λ = 1 by default: the outcome of the episode is the return of every token.
+- Advantages are whitened over the whole batch; observations are no decisions and take no part (`advantages.py`).
+- The critic is fitted in the very pass that gives the advantages: its loss needs nothing of the policy. With several
+  epochs it is fitted once an epoch, on the returns of the first pass.
+- Gradients of policy and critic are clipped each by its own norm, so that a critic far off cannot hold the policy back.
+"""
+
+import time
+from collections import defaultdict
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from wmact import losses
+from wmact.advantages import gae, whiten
+from wmact.models import Critic, Policy
+from wmact.module import AgentModule
+from wmact.types import Batch
+
+
+class PPO(AgentModule):
+    """Proximal policy optimization of a language model on whole multi-turn episodes.
+
+    Args:
+        model: folder of a Hugging Face causal language model, a hub id, or "nano" for the bundled one.
+        critic: "separate" network started from the policy's weights (the paper's lineage), or "shared": a value head
+            on the policy's trunk, which saves memory but not compute.
+        lr: learning rate of the policy.
+        critic_lr: learning rate of the critic.
+        betas: AdamW's averaging coefficients.
+        weight_decay: AdamW's decoupled weight decay.
+        gamma: discount factor a sampled token.
+        lam: λ of GAE, a sampled token.
+        clip_low: the ratio is clipped below 1 - clip_low; binds only with several epochs or minibatches.
+        clip_high: the ratio is clipped above 1 + clip_high.
+        kl_coef: weight of KL(policy ‖ start weights); 0 keeps no copy of the start weights.
+        entropy_coef: weight of the entropy bonus.
+        epochs: passes over a batch.
+        minibatches: optimizer steps a pass.
+        importance_cap: truncate importance weights π/π_engine at this value; null leaves them out.
+        max_mismatch_kl: stop when KL(engine ‖ trainer) on the sampled tokens exceeds this: the engine holds other
+            weights. float32 engines measure about 1e-9, bfloat16 ones about 1e-3.
+        token_budget: most tokens of a micro-batch; bounds memory, does not change the result.
+        max_grad_norm: gradients are clipped to this norm, policy and critic apart.
+        max_skipped: stop after this many steps in a row with non-finite gradients.
+        temperature: of sampling; set by the data's temperature.
+        gradient_checkpointing: recompute activations in the backward pass.
+        trust_remote_code: allow code that comes with a model, in the trainer and in the engine.
+    """
+
+    def __init__(
+        self,
+        model: str = "nano",
+        critic: Literal["separate", "shared"] = "separate",
+        lr: float = 1e-6,
+        critic_lr: float = 5e-6,
+        betas: tuple[float, float] = (0.9, 0.95),
+        weight_decay: float = 0.0,
+        gamma: float = 1.0,
+        lam: float = 1.0,
+        clip_low: float = 0.2,
+        clip_high: float = 0.2,
+        kl_coef: float = 0.0,
+        entropy_coef: float = 0.0,
+        epochs: int = 1,
+        minibatches: int = 1,
+        importance_cap: float | None = None,
+        max_mismatch_kl: float = 0.1,
+        token_budget: int = 16384,
+        max_grad_norm: float = 1.0,
+        max_skipped: int = 5,
+        temperature: float = 1.0,
+        gradient_checkpointing: bool = False,
+        trust_remote_code: bool = False,
+    ) -> None:
+        super().__init__(max_grad_norm, max_skipped, max_mismatch_kl)
+        for name, value in {"epochs": epochs, "minibatches": minibatches, "token_budget": token_budget}.items():
+            if value < 1:
+                raise ValueError(f"{name}={value}: must be at least 1")
+        for name, share in {"gamma": gamma, "lam": lam}.items():
+            if not 0 <= share <= 1:
+                raise ValueError(f"{name}={share}: must be between 0 and 1")
+        self.save_hyperparameters()
+        self.policy = Policy(model, temperature, gradient_checkpointing, trust_remote_code)
+        if critic == "separate":
+            self.critic = Critic.from_pretrained(model, gradient_checkpointing, trust_remote_code)
+        else:
+            self.critic = Critic(self.policy.lm.base_model, self.policy.lm.config.get_text_config().hidden_size)
+        self.reference: Policy | None = None
+        if kl_coef:
+            self.reference = Policy(model, temperature, False, trust_remote_code).requires_grad_(False).eval()
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        """One AdamW with a group for the policy and one for the critic (two optimizers would double global_step)."""
+        own = list(self.critic.parameters())
+        if self.hparams.critic == "shared":
+            own = list(self.critic.head.parameters())
+        groups = [
+            {"name": "policy", "params": list(self.policy.parameters()), "lr": self.hparams.lr},
+            {"name": "critic", "params": own, "lr": self.hparams.critic_lr},
+        ]
+        return torch.optim.AdamW(groups, betas=self.hparams.betas, weight_decay=self.hparams.weight_decay)
+
+    def training_step(self, batch: Batch, batch_idx: int) -> None:
+        """One iteration: values → advantages → losses → step."""
+        cfg = self.hparams
+        self.require_version(batch)
+        started = time.perf_counter()
+        stats: dict[str, float] = defaultdict(float)
+        micros = batch.split(cfg.token_budget)
+        count = batch.valid_S.sum()
+        strictly_on_policy = cfg.epochs * cfg.minibatches == 1
+        old = None if strictly_on_policy else self.logprobs(self.policy, micros)
+        reference = self.logprobs(self.reference, micros) if self.reference else None
+        advantages: list[Tensor] = []
+        returns: list[Tensor] = []
+        for epoch in range(cfg.epochs):
+            for m, micro in enumerate(micros):
+                values_S = self.critic(micro)
+                if epoch == 0:
+                    micro_advantages_S, micro_returns_S = gae(
+                        micro.rewards_S, values_S, micro.episode_S, cfg.gamma, cfg.lam
+                    )
+                    advantages.append(micro_advantages_S)
+                    returns.append(micro_returns_S)
+                value_loss, value_stats = losses.value_loss(values_S, returns[m], micro.valid_S, count)
+                self.manual_backward(value_loss)
+                accumulate(stats, {"value_loss": value_loss} | value_stats, 1 / cfg.epochs)
+            if epoch == 0:
+                whitened = whiten(torch.cat(advantages), batch.valid_S).split([len(a) for a in advantages])
+            for minibatch in torch.arange(len(micros)).chunk(cfg.minibatches):
+                part = minibatch.tolist()
+                part_count = sum(micros[m].valid_S.sum() for m in part)
+                share = float(part_count / count) / cfg.epochs  # of this minibatch in the figures that are logged
+                for m in part:
+                    micro = micros[m]
+                    logprobs_S, entropy_S = self.policy(micro)
+                    old_S = logprobs_S.detach() if old is None else old[m]
+                    weights_S = None
+                    if cfg.importance_cap is not None:
+                        weights_S = losses.importance_weights(old_S, micro.behaviour_logprobs_S, cfg.importance_cap)
+                    policy_loss, policy_stats = losses.policy_loss(
+                        logprobs_S,
+                        old_S,
+                        whitened[m],
+                        micro.valid_S,
+                        part_count,
+                        cfg.clip_low,
+                        cfg.clip_high,
+                        weights_S,
+                    )
+                    entropy_loss, entropy_stats = losses.entropy_loss(entropy_S, micro.valid_S, part_count)
+                    loss = policy_loss + cfg.entropy_coef * entropy_loss
+                    if reference is not None:
+                        kl_loss, kl_stats = losses.kl_loss(logprobs_S, reference[m], micro.valid_S, part_count)
+                        loss = loss + cfg.kl_coef * kl_loss
+                        accumulate(stats, kl_stats, share)
+                    self.manual_backward(loss)
+                    accumulate(stats, {"policy_loss": policy_loss} | policy_stats | entropy_stats, share)
+                    if epoch == 0:
+                        self.watch_mismatch(old_S, micro, count)
+                if epoch == 0:
+                    self.require_match()
+                stats |= self.apply_gradients()
+        explained = losses.explained_variance(torch.cat(advantages), torch.cat(returns), batch.valid_S)
+        self.log_area("stability", stats | {"explained_variance": explained})
+        self.log_area("performance", {"update_seconds": time.perf_counter() - started, "tokens": batch.num_tokens})
+
+    @torch.no_grad()
+    def logprobs(self, policy: Policy, micros: list[Batch]) -> list[Tensor]:
+        """(S,) log-probabilities of the sampled tokens of each micro-batch, without gradient."""
+        return [policy(micro)[0] for micro in micros]
+
+
+def accumulate(stats: dict[str, float], new: dict[str, Tensor], share: float) -> None:
+    """Add figures of a micro-batch; they are already divided by the number of tokens they shall be a mean over."""
+    for name, value in new.items():
+        stats[name] += share * float(value)

@@ -1,0 +1,262 @@
+"""The only interaction loop: environments and an engine play episodes, each at its own pace.
+
+Tokens are append-only. What the model sampled is stored as sampled, what the environment says is appended to it, and
+nothing is ever rendered or tokenised a second time (WMAct, section on interaction: the history H_<t is kept whole,
+earlier thinking included).
+"""
+
+import signal
+import threading
+import traceback
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import gymnasium
+import numpy as np
+
+from wmact import protocol
+from wmact.chat import Chat
+from wmact.engines import Completion, Engine, Request
+from wmact.types import Action, Episode, StopReason, Turn
+
+NO_ACTION = "Your answer held no readable action set. Write your actions between <action> and </action>.\n\n"
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What ends an episode besides the turn budget; each limit is a stop reason of its own.
+
+    Args:
+        turn_tokens: most tokens of one reply. A longer one is not executed and ends the episode.
+        episode_tokens: most sampled tokens of an episode (WMAct: 16k).
+        step_seconds: an environment that takes longer for one reset or step ends its episode as an error.
+    """
+
+    turn_tokens: int = 512
+    episode_tokens: int = 16384
+    step_seconds: float = 60.0
+
+    def __post_init__(self) -> None:
+        for name in ("turn_tokens", "episode_tokens", "step_seconds"):
+            if getattr(self, name) <= 0:
+                raise ValueError(f"limits.{name}={getattr(self, name)}: must be above 0")
+
+
+class Task(NamedTuple):
+    """One episode to play: which level, which of its samples, and the seed of its sampling."""
+
+    level: int
+    sample: int
+    seed: int
+
+
+class RolloutInterrupted(Exception):
+    """The rollout was given up because the process is asked to stop; nothing of it was trained on."""
+
+
+class EnvironmentFault(Exception):
+    """An environment raised, hung or returned rubbish; the cause says which."""
+
+
+@contextmanager
+def deadline(seconds: float) -> Iterator[None]:
+    """Raise TimeoutError in the block after `seconds`. Without effect outside the main thread, where no signal comes."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def give_up(*_: Any) -> None:
+        raise TimeoutError(f"the environment took more than {seconds} s (data.limits.step_seconds)")
+
+    previous = signal.signal(signal.SIGALRM, give_up)
+    signal.setitimer(signal.ITIMER_REAL, seconds)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, previous)
+
+
+class Player:
+    """One episode under way: an environment, the tokens so far, and what the last observation was."""
+
+    def __init__(self, env: gymnasium.Env[str, str], task: Task, chat: Chat, limits: Limits, told: bool) -> None:
+        self.env, self.chat, self.limits, self.told = env, chat, limits, told
+        text: Any = env.unwrapped
+        self.action_names: Sequence[str] = getattr(text, "action_names", ())
+        self.episode = Episode(
+            env=env.spec.id if env.spec else type(text).__name__,
+            level=task.level,
+            level_id=str(task.level),
+            sample=task.sample,
+            seed=task.seed,
+            policy_version=-1,
+        )
+        self.observation = ""
+
+    def reset(self) -> None:
+        """Load the level and write the first prompt."""
+        level = self.episode.level
+        observation, info = self._call(self.env.reset, seed=level, options={"level": level})
+        self.episode.level_id = info.get("level_id", self.episode.level_id)
+        self.episode.optimal_length = info.get("optimal_length", 0)
+        self.observation = observation
+        self.episode.observations.append(observation)
+        text: Any = self.env.unwrapped
+        told = protocol.instructions(text.rules, self.action_names, text.example_actions) if self.told else None
+        self._append(self.chat.open(protocol.first_message(told, observation)))
+
+    def request(self, key: int, max_model_len: int) -> Request | StopReason:
+        """The next request to the engine, or the reason why there can be none."""
+        episode = self.episode
+        left_context = max_model_len - len(episode.ids)
+        left_episode = self.limits.episode_tokens - sum(turn.end - turn.start for turn in episode.turns)
+        if left_context <= 0:
+            return "context"
+        if left_episode <= 0:
+            return "episode_tokens"
+        # Python's own hash of a tuple of ints is not salted, but differs between builds; SeedSequence never does.
+        seed = int(np.random.SeedSequence([episode.seed, len(episode.turns)]).generate_state(1)[0])
+        max_tokens = min(self.limits.turn_tokens, left_episode, left_context)
+        return Request(key, list(episode.ids), max_tokens, seed)
+
+    def answer(self, completion: Completion, request: Request, max_turns: int) -> None:
+        """Store the reply, execute its actions, and either end the episode or append the next observation."""
+        episode = self.episode
+        start = len(episode.ids)
+        self._append(completion.token_ids, completion.logprobs)
+        text = self.chat.decode(completion.token_ids)
+        turn = Turn(start, len(episode.ids), text, "overlong")
+        episode.turns.append(turn)
+        if not completion.stopped:
+            episode.stop_reason = self._limit_reached(request)
+            return
+        answer = protocol.parse(text, self.action_names)
+        turn.format = answer.format
+        for action in answer.actions:
+            turn.actions.append(self._act(action))
+        if episode.stop_reason is None and len(episode.turns) >= max_turns:
+            episode.stop_reason = "turns"
+        if episode.stop_reason is None:
+            hint = NO_ACTION if self.told and answer.format == "unreadable" else ""
+            self._append(self.chat.reply_to(hint + self.observation))
+            episode.observations.append(self.observation)
+
+    def fail(self, error: BaseException | None) -> None:
+        """End the episode as an error, keeping the traceback; it is logged and left out of the loss."""
+        self.episode.stop_reason = "error"
+        self.episode.error = "".join(traceback.format_exception(error)) if error else "unknown"
+
+    def _act(self, action: str) -> Action:
+        episode = self.episode
+        if episode.stop_reason is not None:
+            return Action(action, "after_end")
+        if self.action_names and action not in self.action_names:
+            return Action(action, "unreadable")
+        before = self.observation
+        self.observation, reward, terminated, truncated, info = self._call(self.env.step, action)
+        episode.reward += float(reward)
+        if terminated:
+            episode.stop_reason = "solved" if info.get("success", reward > 0) else "dead"
+        elif truncated:
+            episode.stop_reason = "env_truncated"
+        if not info.get("valid", True):
+            return Action(action, "unreadable")
+        return Action(action, "effective" if info.get("effective", self.observation != before) else "blocked")
+
+    def _limit_reached(self, request: Request) -> StopReason:
+        if request.max_tokens == self.limits.turn_tokens:
+            return "turn_tokens"
+        used = sum(turn.end - turn.start for turn in self.episode.turns)
+        return "episode_tokens" if used >= self.limits.episode_tokens else "context"
+
+    def _call(self, method: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        """Call other people's code: whatever it raises, and any observation that is no text, is that episode's fault."""
+        try:
+            with deadline(self.limits.step_seconds):
+                result = method(*args, **kwargs)
+            if not isinstance(result[0], str):
+                raise TypeError(f"an observation is a str, but the environment returned {type(result[0]).__name__}")
+            return result
+        except Exception as error:
+            raise EnvironmentFault from error
+
+    def _append(self, ids: list[int], logprobs: list[float] | None = None) -> None:
+        self.episode.ids.extend(ids)
+        self.episode.logprobs.extend(logprobs or [0.0] * len(ids))
+
+
+def play(
+    envs: Sequence[gymnasium.Env[str, str]],
+    tasks: Sequence[Task],
+    engine: Engine,
+    chat: Chat,
+    *,
+    max_turns: int,
+    limits: Limits,
+    tell_rules: bool = True,
+    policy_version: int = 0,
+    progress: Callable[[int, int], None] = lambda done, total: None,
+    stop: Callable[[], bool] = lambda: False,
+) -> list[Episode]:
+    """Play every task to its end and return the episodes in the order of the tasks.
+
+    As many episodes run at once as there are environments; each asks for its next reply as soon as it has read the
+    last one, so nobody waits for the slowest (no lockstep over turns).
+
+    Args:
+        envs: environments of one kind, at least one. Each is reset for every task it gets.
+        max_turns: the turn budget L_max; an unsolved episode ends there as truncated.
+        tell_rules: open the first message with the rules; off for a model whose warm start has taught them.
+        policy_version: written on every episode: the training iteration whose weights the engine holds.
+        progress: called with (episodes done, episodes in all).
+        stop: polled at every engine step; when true the rollout is given up.
+
+    Raises:
+        RolloutInterrupted: `stop` said so.
+    """
+    waiting = deque(enumerate(tasks))
+    idle = list(envs)
+    players: dict[int, Player] = {}
+    requests: dict[int, Request] = {}
+    done: dict[int, Episode] = {}
+
+    def go_on(key: int) -> None:
+        """Ask for the next reply, or close the episode."""
+        player = players[key]
+        if player.episode.stop_reason is None:
+            request = player.request(key, engine.max_model_len)
+            if isinstance(request, Request):
+                requests[key] = request
+                engine.submit(request)
+                return
+            player.episode.stop_reason = request
+        done[key] = players.pop(key).episode
+        idle.append(player.env)
+        progress(len(done), len(tasks))
+
+    while waiting or players:
+        if stop():
+            engine.abort()
+            raise RolloutInterrupted
+        while waiting and idle:
+            key, task = waiting.popleft()
+            players[key] = player = Player(idle.pop(), task, chat, limits, tell_rules)
+            player.episode.policy_version = policy_version
+            try:
+                player.reset()
+            except EnvironmentFault as fault:
+                player.fail(fault.__cause__)
+            go_on(key)
+        if players:
+            for completion in engine.step():
+                player, request = players[completion.id], requests.pop(completion.id)
+                try:
+                    player.answer(completion, request, max_turns)
+                except EnvironmentFault as fault:
+                    player.fail(fault.__cause__)
+                go_on(completion.id)
+    return [done[key] for key in range(len(tasks))]

@@ -1,0 +1,91 @@
+"""Supervised training on demonstrations: the warm start that teaches a model the protocol and how to simulate.
+
+It is the same line as reinforcement with another end: episodes → collate → batch → cross-entropy of the sampled
+tokens, where "sampled" is what the demonstrator wrote. The cross-entropy is taken over these tokens alone.
+"""
+
+from pathlib import Path
+
+import torch
+from lightning.pytorch.utilities.types import OptimizerLRScheduler
+from transformers import AutoConfig, AutoModelForCausalLM
+
+from wmact import losses
+from wmact.models import Policy, load_tokenizer, resolve_model
+from wmact.module import AgentModule
+from wmact.types import Batch
+
+
+class SFT(AgentModule):
+    """Next-token training on the tokens of demonstrated replies.
+
+    Args:
+        model: folder of a Hugging Face causal language model, a hub id, or "nano".
+        from_scratch: start from random weights of the model's configuration.
+        lr: peak learning rate; linear warm-up over 5 % of the steps, then cosine to zero.
+        betas: AdamW's averaging coefficients.
+        weight_decay: AdamW's decoupled weight decay.
+        save_to: folder for the trained model, written at the end as a Hugging Face folder; null: `<run folder>/model`.
+        token_budget: most tokens of a micro-batch; bounds memory, does not change the result.
+        max_grad_norm: gradients are clipped to this norm.
+        max_skipped: stop after this many steps in a row with non-finite gradients.
+        temperature: of sampling in evaluations; set by the data's temperature.
+        gradient_checkpointing: recompute activations in the backward pass.
+        trust_remote_code: allow code that comes with a model, in the trainer and in the engine.
+    """
+
+    def __init__(
+        self,
+        model: str = "nano",
+        from_scratch: bool = False,
+        lr: float = 1e-5,
+        betas: tuple[float, float] = (0.9, 0.98),
+        weight_decay: float = 0.01,
+        save_to: str | None = None,
+        token_budget: int = 16384,
+        max_grad_norm: float = 1.0,
+        max_skipped: int = 5,
+        temperature: float = 1.0,
+        gradient_checkpointing: bool = False,
+        trust_remote_code: bool = False,
+    ) -> None:
+        super().__init__(max_grad_norm, max_skipped, float("inf"))
+        self.save_hyperparameters()
+        if from_scratch:
+            config = AutoConfig.from_pretrained(resolve_model(model), trust_remote_code=trust_remote_code)
+            lm = AutoModelForCausalLM.from_config(config, attn_implementation="wmact_packed", dtype=torch.float32)
+            self.policy = Policy(lm, temperature, gradient_checkpointing)
+        else:
+            self.policy = Policy(model, temperature, gradient_checkpointing, trust_remote_code)
+
+    def configure_optimizers(self) -> OptimizerLRScheduler:
+        """AdamW with one cycle of the learning rate."""
+        groups = [{"name": "policy", "params": list(self.policy.parameters())}]
+        optimizer = torch.optim.AdamW(
+            groups, lr=self.hparams.lr, betas=self.hparams.betas, weight_decay=self.hparams.weight_decay
+        )
+        steps = int(self.trainer.estimated_stepping_batches)
+        schedule = torch.optim.lr_scheduler.OneCycleLR(
+            optimizer, self.hparams.lr, total_steps=steps + 1, pct_start=0.05, cycle_momentum=False
+        )
+        return {"optimizer": optimizer, "lr_scheduler": schedule}
+
+    def training_step(self, batch: Batch, batch_idx: int) -> None:
+        """One optimizer step on a batch of demonstrations."""
+        nll = 0.0
+        count = batch.valid_S.sum()
+        for micro in batch.split(self.hparams.token_budget):
+            logprobs_S, _ = self.policy(micro)
+            loss, stats = losses.cross_entropy(logprobs_S, micro.valid_S, count)
+            self.manual_backward(loss)
+            nll += float(stats["nll"])
+        self.log_area("stability", self.apply_gradients())
+        self.log("train/nll", nll, on_step=True, on_epoch=False, prog_bar=True)
+        self.lr_schedulers().step()  # type: ignore[union-attr]
+
+    def on_train_end(self) -> None:
+        """Write the model as a Hugging Face folder."""
+        if self.trainer.is_global_zero and not self.trainer.fast_dev_run:
+            folder = Path(self.hparams.save_to or Path(self.trainer.log_dir or ".") / "model")
+            self.policy.lm.save_pretrained(folder)
+            load_tokenizer(self.hparams.model, self.hparams.trust_remote_code).save_pretrained(folder)

@@ -1,0 +1,164 @@
+"""The data that flows through the house: actions → turns → episodes → one packed batch.
+
+Axis letters are those of CONTRIBUTING.md: E episodes, T tokens of all episodes laid end to end, S sampled tokens
+(those the model wrote), U turns.
+"""
+
+import itertools
+from dataclasses import dataclass, field
+from typing import Literal, NamedTuple
+
+import torch
+from torch import Tensor
+
+ActionKind = Literal["effective", "blocked", "unreadable", "after_end"]
+"""What became of one action: it changed the state; it did not; it is no action's name; the level was over before it."""
+
+StopReason = Literal["solved", "dead", "turns", "turn_tokens", "episode_tokens", "context", "env_truncated", "error"]
+"""Why an episode ended. Only ``solved`` and ``dead`` are terminations; the limits are truncations."""
+
+
+class TrainingStopped(RuntimeError):
+    """Training cannot go on; the message is one line that says why and what to do. The last checkpoint is good."""
+
+
+@dataclass
+class Action:
+    """One action of an action set. ``text`` is what the model wrote, ``kind`` what became of it."""
+
+    text: str
+    kind: ActionKind
+
+
+@dataclass
+class Turn:
+    """One reply: tokens ``start`` to ``end`` (exclusive) of the episode's ids, and what it did."""
+
+    start: int
+    end: int
+    text: str
+    format: Literal["valid", "unreadable", "overlong"]
+    actions: list[Action] = field(default_factory=list)
+    reward: float = 0.0
+    """Reward the trainer sees at the end of this turn, after shaping; the raw outcome is on the episode."""
+
+
+@dataclass
+class Episode:
+    """One played level, with every token as it was sampled or given.
+
+    ids, logprobs: one entry a token; logprobs are the engine's for sampled tokens and 0.0 for given ones.
+    reward: the outcome reward before shaping.
+    turns: in order; a turn of zero reward is still a turn.
+    optimal_length: least number of actions that solve the level; 0 if the environment does not tell.
+    """
+
+    env: str
+    level: int
+    level_id: str
+    sample: int
+    seed: int
+    policy_version: int
+    optimal_length: int = 0
+    ids: list[int] = field(default_factory=list)
+    logprobs: list[float] = field(default_factory=list)
+    turns: list[Turn] = field(default_factory=list)
+    observations: list[str] = field(default_factory=list)
+    reward: float = 0.0
+    stop_reason: StopReason | None = None
+    error: str | None = None
+
+    @property
+    def success(self) -> bool:
+        """The level was solved."""
+        return self.stop_reason == "solved"
+
+    @property
+    def actions(self) -> list[Action]:
+        """Every action of the episode, in order."""
+        return [action for turn in self.turns for action in turn.actions]
+
+    @property
+    def num_effective(self) -> int:
+        """N_eff of WMAct's reward rescaling."""
+        return sum(action.kind == "effective" for action in self.actions)
+
+    @property
+    def scaled_reward(self) -> float:
+        """The sum of what the trainer sees."""
+        return sum(turn.reward for turn in self.turns)
+
+
+class Played(NamedTuple):
+    """Evaluation episodes of one variant of the environment, and the turn budgets they are to be read at.
+
+    They are played once, with the largest budget. The model is not told its budget, so the success of a smaller budget
+    L is the share of episodes solved within L turns: one rollout gives the whole curve.
+    """
+
+    variant: str
+    episodes: list[Episode]
+    max_turns: int  # the initial L_max: "multi-turn"
+    turn_budget: int  # the current L_max
+    curve: tuple[int, ...]  # budgets of the success curve, ascending
+
+
+class Batch(NamedTuple):
+    """Episodes packed without padding. `collate.py` makes it and is the only code that shifts, masks or packs.
+
+    Sampled token s stands at ``ids_T[token_S[s]]`` and is predicted from position ``token_S[s] - 1``.
+    """
+
+    ids_T: Tensor  # (T,) int64, all tokens of all episodes
+    positions_T: Tensor  # (T,) int64, position within the episode
+    starts_E: Tensor  # (E + 1,) int32 on the CPU too: where each episode begins in T; the last entry is T
+    token_S: Tensor  # (S,) int64, where each sampled token stands in T
+    episode_S: Tensor  # (S,) int64, its episode
+    turn_end_S: Tensor  # (S,) bool, the last token of its turn
+    rewards_S: Tensor  # (S,) float32, non-zero only where turn_end_S
+    behaviour_logprobs_S: Tensor  # (S,) float32, of the engine that sampled
+    valid_S: Tensor  # (S,) bool, False where the engine's logprob is missing or not finite: left out of the loss
+    group_E: Tensor  # (E,) int64, episodes of one level share a number
+    policy_version: int  # of the weights that played; must be the trainer's when it trains
+
+    @property
+    def num_tokens(self) -> int:
+        """T."""
+        return int(self.ids_T.numel())
+
+    def to_device(self, device: torch.device) -> "Batch":
+        """All tensors on `device`."""
+        return self._replace(**{name: x.to(device) for name, x in self._asdict().items() if isinstance(x, Tensor)})
+
+    @property
+    def targets_S(self) -> Tensor:
+        """(S,) ids of the sampled tokens."""
+        return self.ids_T[self.token_S]
+
+    def split(self, token_budget: int) -> "list[Batch]":
+        """Cut into runs of whole episodes of at most ``token_budget`` tokens (one episode may exceed it alone)."""
+        starts = self.starts_E.tolist()
+        cuts, begin = [0], 0
+        for e in range(1, len(starts) - 1):
+            if starts[e + 1] - starts[begin] > token_budget:
+                cuts.append(e)
+                begin = e
+        cuts.append(len(starts) - 1)
+        return [self.episodes(first, last) for first, last in itertools.pairwise(cuts)]
+
+    def episodes(self, first: int, last: int) -> "Batch":
+        """Episodes ``first`` to ``last`` (exclusive) as a batch of their own."""
+        begin, end = int(self.starts_E[first]), int(self.starts_E[last])
+        s0, s1 = torch.searchsorted(self.token_S, torch.tensor([begin, end], device=self.token_S.device)).tolist()
+        return self._replace(
+            ids_T=self.ids_T[begin:end],
+            positions_T=self.positions_T[begin:end],
+            starts_E=self.starts_E[first : last + 1] - begin,
+            token_S=self.token_S[s0:s1] - begin,
+            episode_S=self.episode_S[s0:s1] - first,
+            turn_end_S=self.turn_end_S[s0:s1],
+            rewards_S=self.rewards_S[s0:s1],
+            behaviour_logprobs_S=self.behaviour_logprobs_S[s0:s1],
+            valid_S=self.valid_S[s0:s1],
+            group_E=self.group_E[first:last],
+        )
