@@ -1,0 +1,112 @@
+"""WMAct's interaction-frequency annealing (arXiv 2511.23476): the turn budget follows the turns that are needed.
+
+How it is read where the paper is silent:
+- "Mean turns per prompt" is taken over episodes, of all processes, since the last update.
+- (L̄ + L'_max) / 2 is rounded down. Rounded up it would stay at 2 for ever while one episode of a batch takes 2 turns.
+- Episodes that ended in an error of the environment or engine are left out, as they are of the loss.
+"""
+
+from collections.abc import Sequence
+from typing import Any, Literal, NamedTuple, get_args
+
+from lightning.pytorch import Callback, LightningModule, Trainer
+
+from wmact.callbacks.common import at_least, log, over_processes, rollouts, share
+
+Rounding = Literal["floor", "nearest", "ceil"]
+
+
+class TurnCount(NamedTuple):
+    """Turns of a set of episodes: all that annealing needs to know of them."""
+
+    total: int = 0
+    episodes: int = 0
+    longest: int = 0
+
+    @classmethod
+    def of(cls, turns: Sequence[int]) -> "TurnCount":
+        """Count ``turns``, one number an episode."""
+        return cls(sum(turns), len(turns), max(turns, default=0))
+
+    def plus(self, other: "TurnCount") -> "TurnCount":
+        """Count two disjoint sets together."""
+        return TurnCount(self.total + other.total, self.episodes + other.episodes, max(self.longest, other.longest))
+
+    def over_processes(self, trainer: Trainer) -> "TurnCount":
+        """Count the episodes of all processes."""
+        total, episodes = over_processes(trainer, self[:2], "sum")
+        (longest,) = over_processes(trainer, self[2:], "max")
+        return TurnCount(int(total), int(episodes), int(longest))
+
+    def next_budget(self, budget: int, rounding: Rounding = "floor", minimum: int = 1) -> int:
+        """`next_turn_budget` of these episodes."""
+        if not self.episodes:
+            return budget
+        # (total / episodes + longest) / 2 as one fraction of integers, so that no rounding error decides a floor
+        above, below = self.total + self.longest * self.episodes, 2 * self.episodes
+        rounded = {"floor": above // below, "nearest": (2 * above + below) // (2 * below), "ceil": -(-above // below)}
+        return min(budget, max(minimum, rounded[rounding]))
+
+
+def next_turn_budget(turns: Sequence[int], budget: int, rounding: Rounding = "floor", minimum: int = 1) -> int:
+    """WMAct's annealing, L_max ← (L̄ + L'_max) / 2, from the turns of every episode since the last update.
+
+    Args:
+        turns: One number an episode. With none the budget stays.
+        budget: L_max so far. The result is never above it.
+        rounding: "nearest" rounds halves up.
+        minimum: The result is not below it, unless ``budget`` is.
+    """
+    return TurnCount.of(turns).next_budget(budget, rounding, minimum)
+
+
+class TurnAnnealing(Callback):
+    """Lower the turn budget every τ iterations to what the policy still needs (WMAct, interaction-frequency annealing).
+
+    Logs, each iteration, ``train/turn_budget`` (under which it was played), ``train/turns_mean``, ``train/turns_max``.
+
+    Args:
+        every: τ, iterations between updates. 0 or null never lowers the budget: PPO-Interactive.
+        rounding: How (L̄ + L'_max) / 2 becomes an integer. "ceil" stays at 2 while any episode takes 2 turns.
+        minimum: Least turn budget.
+    """
+
+    def __init__(self, every: int | None = 100, rounding: Rounding = "floor", minimum: int = 1) -> None:
+        self.every = at_least(0, every=every or 0)
+        self.minimum = at_least(1, minimum=minimum)
+        if rounding not in get_args(Rounding):
+            raise ValueError(f"rounding={rounding!r}: use one of {', '.join(get_args(Rounding))}")
+        self.rounding: Rounding = rounding
+        self.seen = TurnCount()
+
+    def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *args: Any) -> None:
+        """Log this iteration's turns and set the budget of the next."""
+        data = rollouts(trainer)
+        turns = TurnCount.of([len(e.turns) for e in data.episodes if e.error is None]).over_processes(trainer)
+        log(pl_module, turn_metrics(turns, data.turn_budget))
+        data.turn_budget = self.after(trainer.current_epoch, turns, data.turn_budget)
+
+    def after(self, iteration: int, turns: TurnCount, budget: int) -> int:
+        """Count the turns of an iteration; return the budget of the next, lower than ``budget`` in every τ-th at most.
+
+        Args:
+            iteration: Counts from 0, so that the first update is after iteration τ - 1.
+        """
+        self.seen = self.seen.plus(turns)
+        if self.every and (iteration + 1) % self.every == 0:
+            budget, self.seen = self.seen.next_budget(budget, self.rounding, self.minimum), TurnCount()
+        return budget
+
+    def state_dict(self) -> dict[str, int]:
+        """Return what was counted since the last update."""
+        return self.seen._asdict()
+
+    def load_state_dict(self, state_dict: dict[str, int]) -> None:
+        """Go on counting from there."""
+        self.seen = TurnCount(**state_dict)
+
+
+def turn_metrics(turns: TurnCount, budget: int) -> dict[str, float]:
+    """Return ``train/turn_budget``, ``train/turns_mean`` (NaN without an episode) and ``train/turns_max``."""
+    mean = share(turns.total, turns.episodes)
+    return {"train/turn_budget": budget, "train/turns_mean": mean, "train/turns_max": turns.longest}
