@@ -2,5 +2,6 @@
 
 from .base import Completion, Engine, Request, generate
 from .transformers import TransformersEngine
+from .vllm import VLLMEngine
 
-__all__ = ["Completion", "Engine", "Request", "TransformersEngine", "generate"]
+__all__ = ["Completion", "Engine", "Request", "TransformersEngine", "VLLMEngine", "generate"]

@@ -5,13 +5,10 @@ plays the episodes submits the next turn of an episode the moment the last one c
 the slowest of its batch.
 """
 
-import random
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
-import numpy as np
 import torch
 
 
@@ -98,6 +95,14 @@ def check_sizes(max_num_seqs: int, max_model_len: int | None) -> None:
         raise ValueError(f"max_model_len={max_model_len} must be at least 2, a prompt and a continuation")
 
 
+def context_length(config: Any, max_model_len: int | None) -> int:
+    """``max_model_len``, or the limit of a model with this transformers ``config``; ValueError if it is over that."""
+    limit: int = config.get_text_config().max_position_embeddings
+    if max_model_len is not None and max_model_len > limit:
+        raise ValueError(f"max_model_len={max_model_len} is over the model's own limit of {limit}")
+    return max_model_len or limit
+
+
 def check_request(request: Request, max_model_len: int, vocab_size: int, in_flight: Iterable[int]) -> None:
     """Raise ValueError for a request that no engine could serve."""
     room = max(max_model_len - len(request.prompt_ids), 0)
@@ -116,8 +121,8 @@ def check_request(request: Request, max_model_len: int, vocab_size: int, in_flig
 
 def check_sampling(stop_token_ids: Sequence[int], temperature: float, vocab_size: int) -> None:
     """Raise ValueError for settings that cannot be sampled with."""
-    if not 0 <= temperature < float("inf"):
-        raise ValueError(f"temperature={temperature} must be finite and not negative")
+    if temperature != 0 and not 0.01 <= temperature < float("inf"):  # vLLM would raise a lower one to 0.01
+        raise ValueError(f"temperature={temperature} must be 0 or from 0.01 up")
     if wrong := [token for token in stop_token_ids if not 0 <= token < vocab_size]:
         raise ValueError(f"stop_token_ids {wrong} are not in 0…{vocab_size - 1}")
 
@@ -142,16 +147,3 @@ def match_weights(
     if found := [f"{len(names)} {what}, such as {min(names)}" for what, names in problems.items() if names]:
         raise ValueError(f"weights do not fit {type(model).__name__}: {'; '.join(found)}")
     return [(name, given[name].detach()) for name in shapes]
-
-
-@contextmanager
-def preserve_rng() -> Iterator[None]:
-    """Leave the global random states of Python, numpy and torch as they are found."""
-    python_state, numpy_state = random.getstate(), np.random.get_state()
-    devices = [torch.cuda.current_device()] if torch.cuda.is_initialized() else []
-    try:
-        with torch.random.fork_rng(devices):
-            yield
-    finally:
-        random.setstate(python_state)
-        np.random.set_state(numpy_state)

@@ -12,7 +12,8 @@ from typing import Any, Literal
 import torch
 from torch.nn import functional as F
 
-from .base import Completion, Request, check_request, check_sampling, check_sizes, match_weights, preserve_rng
+from .base import Completion, Request, check_request, check_sampling, check_sizes, context_length, match_weights
+from .process import preserve_rng
 
 
 class _Row:
@@ -83,12 +84,9 @@ class TransformersEngine:
             model: Any = AutoModelForCausalLM.from_pretrained(
                 source, dtype=self.dtype, trust_remote_code=self.trust_remote_code
             )
-        config = model.config.get_text_config()
-        limit, self._vocab_size = config.max_position_embeddings, config.vocab_size
-        if self._max_model_len is not None and self._max_model_len > limit:
-            raise ValueError(f"max_model_len={self._max_model_len} is over the model's own limit of {limit}")
+        self._limit = context_length(model.config, self._max_model_len)
+        self._vocab_size = model.config.get_text_config().vocab_size
         self._model, self._source = model.to(device).eval().requires_grad_(False), source
-        self._limit = self._max_model_len or limit
 
     @property
     def max_model_len(self) -> int:

@@ -1,0 +1,257 @@
+"""vLLM inside the training process: fast, and new weights are handed over in memory.
+
+Written for vLLM 0.32. The traps of weight synchronisation on a CPU, each with a test: most parameters of the model are
+empty, their weights prepacked, so the model's own ``load_weights`` fails half way; a tied output layer keeps a packed
+copy of the old embedding; and prefixes cached under the old weights would be used on.
+"""
+
+import gc
+import logging
+import os
+import warnings
+import weakref
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+
+from .base import Completion, Request, check_request, check_sampling, check_sizes, context_length, match_weights
+from .process import guest, preserve_environment, preserve_rng
+
+ENVIRONMENT = {  # read when vllm is imported; what the user has set stays
+    "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
+    "VLLM_LOGGING_LEVEL": "CRITICAL",  # what fails raises; on errors it would print pages
+    "VLLM_NO_USAGE_STATS": "1",
+}
+
+
+class VLLMEngine:
+    """Generates with vLLM on the CPU, where it was measured and is tested, or on one GPU, where it was never run.
+
+    The GPU route follows the code of vLLM 0.32. In float32 the logprobs agree with transformers to about 1e-5. In
+    bfloat16 both are off by about 0.1 for single tokens, so that even on-policy importance weights differ from 1.
+
+    Start it after the trainer has set up its processes: where there is no process group it makes one of its own.
+
+    Args:
+        dtype: Of weights and arithmetic; "auto" is that of the checkpoint, also where vLLM would lower a float32.
+        max_model_len: Most tokens of prompt and continuation together; the model's own limit if not given.
+        max_num_seqs: Most requests generated at once; the others wait.
+        kv_cache_gib: GiB for keys and values. Not given: 1 on CPU, what gpu_memory_utilization leaves on GPU.
+        gpu_memory_utilization: Share of the GPU's memory for vLLM in all; training needs the rest.
+        enforce_eager: Do not compile the model. Not given: eager on CPU, where compiling takes 30 s or more.
+        trust_remote_code: Run code that comes with the model. It can do anything on this machine.
+        extra: Further arguments of vllm.EngineArgs; they win over those above.
+    """
+
+    def __init__(
+        self,
+        dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto",
+        max_model_len: int | None = None,
+        max_num_seqs: int = 128,
+        kv_cache_gib: float | None = None,
+        gpu_memory_utilization: float = 0.4,
+        enforce_eager: bool | None = None,
+        trust_remote_code: bool = False,
+        extra: dict[str, Any] | None = None,
+    ) -> None:
+        check_sizes(max_num_seqs, max_model_len)
+        if kv_cache_gib is not None and kv_cache_gib <= 0:
+            raise ValueError(f"kv_cache_gib={kv_cache_gib} must be positive")
+        if not 0 < gpu_memory_utilization <= 1:
+            raise ValueError(f"gpu_memory_utilization={gpu_memory_utilization} must be in (0, 1]")
+        self.dtype, self._max_model_len, self.max_num_seqs = dtype, max_model_len, max_num_seqs
+        self.kv_cache_gib, self.gpu_memory_utilization = kv_cache_gib, gpu_memory_utilization
+        self.enforce_eager, self.trust_remote_code, self.extra = enforce_eager, trust_remote_code, extra or {}
+        self._llm: Any = None  # vllm.LLMEngine
+        self._source = self._failure = ""
+        self._in_flight: set[int] = set()
+
+    def start(self, model: str | Path, *, stop_token_ids: Sequence[int], temperature: float = 1.0) -> None:
+        if self._llm is None:
+            self._load(str(model))
+        elif str(model) != self._source:
+            raise RuntimeError(f"the engine holds {self._source}; close it before starting {model}")
+        check_sampling(stop_token_ids, temperature, self._vocab_size)
+        self._stop_token_ids, self._temperature = list(stop_token_ids), temperature
+
+    def _load(self, source: str) -> None:
+        for name, value in ENVIRONMENT.items():
+            os.environ.setdefault(name, value)
+        if os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] != "0":
+            raise RuntimeError("VLLM_ENABLE_V1_MULTIPROCESSING must be 0: weights are handed over within this process")
+        logging.getLogger("vllm").setLevel(os.environ["VLLM_LOGGING_LEVEL"])  # vLLM does so only after its first words
+        self._keep_group = torch.distributed.is_initialized()
+        with guest(self._keep_group), preserve_rng(), preserve_environment(), warnings.catch_warnings():
+            warnings.simplefilter("ignore", FutureWarning)  # it looks into every module, deprecated names too
+            try:
+                from vllm import EngineArgs, LLMEngine
+            except ModuleNotFoundError as error:
+                if error.name != "vllm":
+                    raise
+                message = "VLLMEngine needs vLLM: pip install 'wmact[cpu]', or 'wmact[gpu]' on a machine with a GPU"
+                raise ModuleNotFoundError(message, name="vllm") from None
+            from transformers import AutoConfig, AutoModelForCausalLM
+            from vllm.distributed import cleanup_dist_env_and_memory
+
+            config = AutoConfig.from_pretrained(source, trust_remote_code=self.trust_remote_code)
+            with torch.device("meta"):  # no memory: only the names and shapes of the weights are wanted
+                skeleton = AutoModelForCausalLM.from_config(config, trust_remote_code=self.trust_remote_code)
+            if not torch.cuda.is_available():
+                _register(config.architectures or [])
+            try:
+                llm = LLMEngine.from_engine_args(EngineArgs(**self._arguments(source, config)))
+            except BaseException as error:
+                cleanup_dist_env_and_memory()
+                if isinstance(error, ValueError):
+                    size = f"max_model_len={self._max_model_len}, kv_cache_gib={self.kv_cache_gib}"
+                    raise ValueError(f"vLLM cannot serve {source} with {size}: {error}") from error
+                raise
+        self._llm, self._skeleton, self._source, self._failure = llm, skeleton, source, ""
+        self._vocab_size = config.get_text_config().vocab_size
+        # Also when nobody closes: at exit vLLM's own shutdown fails on a CPU, outside of guest().
+        self._shutdown = weakref.finalize(self, _shut_down, llm.engine_core, self._keep_group)
+
+    def _arguments(self, source: str, config: Any) -> dict[str, Any]:
+        """Of vllm.EngineArgs."""
+        cuda = torch.cuda.is_available()
+        self._eager = not cuda if self.enforce_eager is None else self.enforce_eager
+        gib = self.kv_cache_gib or (None if cuda else 1.0)  # eager and of a given size: vLLM skips its warm-up
+        dtype = str(config.dtype or torch.float32).removeprefix("torch.") if self.dtype == "auto" else self.dtype
+        length = context_length(config, self._max_model_len)
+        context = context_length(config, self._max_model_len)
+        return {
+            "model": source,
+            "dtype": dtype,
+            "max_model_len": length,
+            "max_num_seqs": self.max_num_seqs,
+            "kv_cache_memory_bytes": int(gib * 2**30) if gib else None,
+            "gpu_memory_utilization": self.gpu_memory_utilization,
+            "enforce_eager": self._eager,
+            "trust_remote_code": self.trust_remote_code,
+            "block_size": None if cuda else 32,  # the least on CPU; its default of 128 shares fewer prefixes
+            "enable_prefix_caching": True,
+            # With a seed a request, vLLM on CPU dies on a prompt that it prefills in parts: it winds the request's
+            # generator back, and a CPU generator has no offset to wind. So prompts are taken whole.
+            **({} if cuda else {"enable_chunked_prefill": False, "max_num_batched_tokens": max(8192, context)}),
+            # On CPU a prompt read in pieces fails when its request has a seed: a CPU generator cannot be set back.
+            "enable_chunked_prefill": cuda,
+            "max_num_batched_tokens": None if cuda else max(4096, length + self.max_num_seqs),
+            "logprobs_mode": "processed_logprobs",  # after the temperature: what was sampled from
+            "skip_tokenizer_init": True,
+            "use_tqdm_on_load": False,
+            "disable_log_stats": True,
+            **self.extra,
+        }
+
+    @property
+    def max_model_len(self) -> int:
+        self._check_alive()
+        return self._llm.model_config.max_model_len
+
+    def submit(self, request: Request) -> None:
+        check_request(request, self.max_model_len, self._vocab_size, self._in_flight)
+        from vllm import SamplingParams
+        from vllm.sampling_params import RequestOutputKind
+
+        params = SamplingParams(
+            max_tokens=request.max_tokens,
+            seed=request.seed,
+            temperature=self._temperature,
+            stop_token_ids=self._stop_token_ids,
+            ignore_eos=True,  # else the end tokens of the generation config stop as well
+            logprobs=0,  # of the sampled token alone
+            flat_logprobs=True,
+            detokenize=False,
+            output_kind=RequestOutputKind.FINAL_ONLY,
+        )
+        with self._call():
+            self._llm.add_request(str(request.id), {"prompt_token_ids": request.prompt_ids}, params)
+        self._in_flight.add(request.id)
+
+    def step(self) -> list[Completion]:
+        self._check_alive()
+        if not self._in_flight:
+            return []
+        # Sampling draws from torch's global state even where every request has a seed; and in eager mode too vLLM
+        # would compile a helper for logprobs, which takes seconds and a C++ compiler.
+        stance = "force_eager" if self._eager else "default"
+        with self._call(), torch.random.fork_rng([]), torch.compiler.set_stance(stance):
+            done = [_completion(output) for output in self._llm.step() if output.finished]
+        self._in_flight -= {completion.id for completion in done}
+        return done
+
+    def abort(self) -> None:
+        aborted, self._in_flight = self._in_flight, set()
+        if aborted and not self._failure:
+            with self._call():
+                self._llm.abort_request([str(request_id) for request_id in aborted])
+
+    def load_weights(self, weights: Iterable[tuple[str, torch.Tensor]]) -> None:
+        self._check_alive()
+        if self._in_flight:
+            raise RuntimeError(f"{len(self._in_flight)} requests are in flight; abort() them first")
+        matched = match_weights(weights, self._skeleton)
+        with self._call():
+            self._llm.collective_rpc("reload_weights", kwargs={"weights_iterator": iter(matched)})
+            if not torch.cuda.is_available():
+                self._llm.apply_model(_repack_output_layer)
+            if not self._llm.reset_prefix_cache():
+                raise RuntimeError("what was cached under the old weights could not be dropped")
+
+    def close(self) -> None:
+        if self._llm is None:
+            return
+        self._llm, self._in_flight = None, set()
+        self._shutdown()
+        gc.collect()  # the model is part of reference cycles
+
+    def _check_alive(self) -> None:
+        if self._llm is None:
+            raise RuntimeError("the engine is not started")
+        if self._failure:
+            raise RuntimeError(f"vLLM failed ({self._failure}); close() the engine and start() it again")
+
+    @contextmanager
+    def _call(self) -> Iterator[None]:
+        """A call of vLLM. One that fails or is interrupted may leave it in any state: it is not called again."""
+        try:
+            with guest(self._keep_group):
+                yield
+        except BaseException as error:
+            self._failure = f"{type(error).__name__}: {error}"
+            if isinstance(error, Exception):
+                raise RuntimeError(f"vLLM failed: {self._failure}") from error
+            raise
+
+
+def _shut_down(engine_core: Any, keep_group: bool) -> None:
+    with guest(keep_group):
+        engine_core.shutdown()
+
+
+def _register(architectures: Sequence[str]) -> None:
+    """Look at the model's class here. vLLM would start a process for it, lest CUDA be initialised in this one."""
+    from vllm import ModelRegistry
+
+    for name in set(architectures) & ModelRegistry.models.keys():
+        ModelRegistry.register_model(name, ModelRegistry.models[name].load_model_cls())
+
+
+def _repack_output_layer(model: torch.nn.Module) -> None:
+    """On CPU the output layer multiplies by a packed copy, which a reload leaves as it is when the layer is tied."""
+    layers: Iterable[Any] = model.modules()
+    for layer in layers:
+        if type(layer).__name__ == "ParallelLMHead" and hasattr(layer, "cpu_linear"):
+            layer.quant_method.process_weights_after_loading(layer)
+
+
+def _completion(output: Any) -> Completion:
+    """Of a finished vllm.RequestOutput."""
+    sampled = output.outputs[0]
+    if sampled.finish_reason not in ("stop", "length"):
+        raise RuntimeError(f"request {output.request_id} ended with {sampled.finish_reason!r}")
+    stopped = sampled.finish_reason == "stop"
+    return Completion(int(output.request_id), list(sampled.token_ids), list(sampled.logprobs.logprobs), stopped)
