@@ -11,8 +11,19 @@ Stats = dict[str, Tensor]
 
 
 def masked_sum(values_S: Tensor, mask_S: Tensor) -> Tensor:
-    """Sum over the masked entries; what is masked out may be NaN."""
+    """Sum over the masked entries; what is masked out may be NaN.
+
+    Raises:
+        ValueError: the shapes differ, as after (S,) and (S, 1) were broadcast to (S, S).
+    """
+    if values_S.shape != mask_S.shape:
+        raise ValueError(f"values of shape {tuple(values_S.shape)} under a mask of shape {tuple(mask_S.shape)}")
     return torch.where(mask_S, values_S, 0.0).sum()
+
+
+def difference(a_S: Tensor, b_S: Tensor, mask_S: Tensor) -> Tensor:
+    """a - b, and 0 where it is masked out: what may be NaN there must not reach the gradient either (0 · NaN = NaN)."""
+    return torch.where(mask_S, a_S - b_S, 0.0)
 
 
 def masked_mean(values_S: Tensor, mask_S: Tensor, count: Tensor | float | None = None) -> Tensor:
@@ -39,7 +50,7 @@ def policy_loss(
     Args:
         weights_S: optional importance weights against the engine that sampled, without gradient.
     """
-    ratio_S = (logprobs_S - old_logprobs_S).exp()
+    ratio_S = difference(logprobs_S, old_logprobs_S, mask_S).exp()
     clipped_S = ratio_S.clamp(1 - clip_low, 1 + clip_high)
     objective_S = torch.minimum(ratio_S * advantages_S, clipped_S * advantages_S)
     if weights_S is not None:
@@ -58,7 +69,7 @@ def value_loss(values_S: Tensor, returns_S: Tensor, mask_S: Tensor, count: Tenso
     """Half the squared error of the critic. Both arguments are (S,): a (S, 1) would broadcast to (S, S)."""
     if values_S.shape != returns_S.shape:
         raise ValueError(f"values {tuple(values_S.shape)} and returns {tuple(returns_S.shape)} differ in shape")
-    error_S = values_S - returns_S
+    error_S = difference(values_S, returns_S, mask_S)
     loss = 0.5 * masked_mean(error_S**2, mask_S, count)
     return loss, {"value_mean": masked_mean(values_S.detach(), mask_S, count)}
 
@@ -67,7 +78,7 @@ def kl_loss(
     logprobs_S: Tensor, reference_logprobs_S: Tensor, mask_S: Tensor, count: Tensor | float
 ) -> tuple[Tensor, Stats]:
     """KL(π ‖ reference), by the estimator e^d - d - 1 with d = log ref - log π, which is never negative."""
-    log_ratio_S = reference_logprobs_S - logprobs_S
+    log_ratio_S = difference(reference_logprobs_S, logprobs_S, mask_S)
     loss = masked_mean(log_ratio_S.exp() - log_ratio_S - 1, mask_S, count)
     return loss, {"kl": loss.detach()}
 
@@ -94,10 +105,10 @@ def mismatch(logprobs_S: Tensor, behaviour_logprobs_S: Tensor, mask_S: Tensor, c
 
     `mismatch_kl` estimates KL(engine ‖ trainer) by e^d - d - 1 with d = trainer - engine; `mismatch_max` is max |d|.
     """
-    gap_S = torch.where(mask_S, logprobs_S.detach() - behaviour_logprobs_S, 0.0)
+    gap_S = difference(logprobs_S.detach(), behaviour_logprobs_S, mask_S)
     return {
         "mismatch_kl": masked_mean(gap_S.exp() - gap_S - 1, mask_S, count),
-        "mismatch_max": gap_S.abs().max(),
+        "mismatch_max": gap_S.abs().max() if len(gap_S) else gap_S.sum(),  # an episode without a turn has no token
     }
 
 
