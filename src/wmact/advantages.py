@@ -38,16 +38,17 @@ def gae(
     return advantages_S, advantages_S + values_S
 
 
-def whiten(values_S: Tensor, mask_S: Tensor, eps: float = 1e-8) -> Tensor:
+def whiten(values_S: Tensor, mask_S: Tensor, eps: float = 1e-6) -> Tensor:
     """Shift and scale to mean 0 and standard deviation 1 over the masked entries; masked-out entries become 0.
 
-    All equal (a batch without any contrast) gives zeros, not noise blown up.
+    All equal (a batch without any contrast) gives zeros, not noise blown up: a deviation below `eps` of the largest
+    value is rounding.
     """
     kept = values_S[mask_S]
     if kept.numel() == 0:
         return torch.zeros_like(values_S)
     mean, std = kept.mean(), kept.std(correction=0)
-    if std < eps:
+    if std <= eps * kept.abs().max():
         return torch.zeros_like(values_S)
     return torch.where(mask_S, (values_S - mean) / std, 0.0)
 
@@ -64,10 +65,10 @@ def group_relative(rewards_E: Tensor, group_E: Tensor, scale: bool = True, eps: 
     """
     _, index_E = torch.unique(group_E, return_inverse=True)
     groups = int(index_E.max()) + 1
-    count = torch.zeros(groups).scatter_add_(0, index_E, torch.ones_like(rewards_E))
-    mean = torch.zeros(groups).scatter_add_(0, index_E, rewards_E) / count
+    count = rewards_E.new_zeros(groups).scatter_add_(0, index_E, torch.ones_like(rewards_E))
+    mean = rewards_E.new_zeros(groups).scatter_add_(0, index_E, rewards_E) / count
     centred_E = rewards_E - mean[index_E]
     if not scale:
         return centred_E
-    std = (torch.zeros(groups).scatter_add_(0, index_E, centred_E**2) / count).sqrt()
+    std = (rewards_E.new_zeros(groups).scatter_add_(0, index_E, centred_E**2) / count).sqrt()
     return torch.where(std[index_E] > eps, centred_E / (std[index_E] + eps), 0.0)
