@@ -15,7 +15,8 @@ def collate(episodes: Sequence[Episode], policy_version: int = 0) -> Batch:
     of a turn stands on its last token, and every turn has its end marked, also one of zero reward.
 
     Raises:
-        ValueError: no episode holds a sampled token, so there is nothing to train on.
+        ValueError: no episode holds a sampled token, so there is nothing to train on; or a turn lies outside its
+            episode, holds no token, or opens the episode.
     """
     ids: list[int] = []
     positions: list[int] = []
@@ -31,6 +32,11 @@ def collate(episodes: Sequence[Episode], policy_version: int = 0) -> Batch:
         positions += range(len(episode.ids))
         starts.append(len(ids))
         for turn in episode.turns:
+            if not 0 < turn.start < turn.end <= len(episode.ids):
+                raise ValueError(
+                    f"a turn from tokens {turn.start} to {turn.end} of {len(episode.ids)}: it needs a token, and one "
+                    "before it that predicts it"
+                )
             length = turn.end - turn.start
             tokens += range(offset + turn.start, offset + turn.end)
             owner += [e] * length
