@@ -1,0 +1,102 @@
+"""Shared by the tests: a tiny random model in a folder, episodes of chosen shape, and an engine that reads a script."""
+
+import random
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+
+import pytest
+import torch
+
+from wmact.engines.base import Completion, Request, check_request
+from wmact.nano import build_model, build_tokenizer
+from wmact.types import Episode, Turn
+
+torch.set_num_threads(1)
+
+Shape = tuple[int, int, float]
+"""Of a turn: tokens that were given before it, tokens of it that were sampled, reward at its end."""
+Script = Callable[[Request], "str | Completion"]
+
+
+@pytest.fixture(scope="session")
+def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a 2-layer Llama of random weights, large enough that next tokens differ in probability."""
+    folder = tmp_path_factory.mktemp("models") / "tiny"
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model = build_model(hidden_size=32, layers=2, context=512)
+        for parameter in model.parameters():
+            if parameter.dim() > 1:
+                torch.nn.init.normal_(parameter, std=0.15)
+    model.save_pretrained(folder)
+    build_tokenizer().save_pretrained(folder)
+    return folder
+
+
+def make_episode(*shape: Shape, level: int = 0, seed: int = 0) -> Episode:
+    """An episode of random ids below 50; its logprobs are -1 for sampled tokens."""
+    draw = random.Random(seed)
+    episode = Episode("env", level, str(level), 0, seed, 0, stop_reason="turns")
+    for given, sampled, reward in shape:
+        start = len(episode.ids) + given
+        episode.ids += [draw.randrange(50) for _ in range(given + sampled)]
+        episode.logprobs += [0.0] * given + [-1.0] * sampled
+        episode.turns.append(Turn(start, start + sampled, "", "valid", reward=reward))
+    return episode
+
+
+@pytest.fixture(name="make_episode", scope="session")
+def _make_episode() -> Callable[..., Episode]:
+    return make_episode
+
+
+class ScriptedEngine:
+    """Answers with what `script` makes of a request: a text, which is encoded and ended properly, or a completion.
+
+    A request is answered `delay(request)` steps after the first one that could; `submitted` keeps all, in order.
+    """
+
+    def __init__(self, script: Script, delay: Callable[[Request], int] = lambda request: 0, context: int = 512) -> None:
+        self.script, self.delay, self.max_model_len = script, delay, context
+        self.tokenizer = build_tokenizer()
+        self.submitted: list[Request] = []
+        self.aborted = 0
+        self._left: dict[int, int] = {}
+        self._requests: dict[int, Request] = {}
+
+    def start(self, model: str | Path, *, stop_token_ids: Sequence[int], temperature: float = 1.0) -> None:
+        pass
+
+    def load_weights(self, weights: Iterable[tuple[str, torch.Tensor]]) -> None:
+        pass
+
+    def close(self) -> None:
+        pass
+
+    def submit(self, request: Request) -> None:
+        check_request(request, self.max_model_len, len(self.tokenizer), self._requests)
+        self.submitted.append(request)
+        self._requests[request.id], self._left[request.id] = request, self.delay(request)
+
+    def step(self) -> list[Completion]:
+        ready = [key for key, left in self._left.items() if left == 0]
+        self._left = {key: left - 1 for key, left in self._left.items() if left}
+        return [self._complete(self._requests.pop(key)) for key in ready]
+
+    def abort(self) -> None:
+        self.aborted += 1
+        self._left, self._requests = {}, {}
+
+    def _complete(self, request: Request) -> Completion:
+        answer = self.script(request)
+        if isinstance(answer, Completion):
+            return answer
+        ids = self.tokenizer.encode(answer, add_special_tokens=False) + [self.tokenizer.eos_token_id]
+        stopped = len(ids) <= request.max_tokens
+        ids = ids[: request.max_tokens]
+        return Completion(request.id, ids, [-0.5] * len(ids), stopped)
+
+
+@pytest.fixture
+def scripted() -> type[ScriptedEngine]:
+    return ScriptedEngine
