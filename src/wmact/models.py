@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from torch import Tensor, nn
 from torch.nn.functional import scaled_dot_product_attention
 from torch.utils.checkpoint import checkpoint
@@ -52,6 +53,8 @@ def packed_attention(
     Returns:
         (1, T, heads, head_dim), and None for the attention weights.
     """
+    if kwargs.get("softcap") or kwargs.get("s_aux") is not None:
+        raise ValueError(f"{type(module).__name__} caps its attention logits or has sinks, which is not supported here")
     window = kwargs.get("sliding_window")
     lengths = [end - start for start, end in itertools.pairwise(segments)]
     if window is not None and max(lengths) > window:
@@ -90,7 +93,7 @@ def _one_line_errors(model: str, what: str) -> Iterator[None]:
     """Turn the many ways in which loading fails into one line that names the model and the ways out."""
     try:
         yield
-    except (OSError, ValueError, ImportError, KeyError) as error:
+    except (OSError, ValueError, ImportError, KeyError, RuntimeError, SafetensorError) as error:
         reason = " ".join(str(error).split())[:200]
         raise ValueError(
             f"model={model!r}: {what} cannot be loaded; give a Hugging Face model folder, an id that the hub (or its "
@@ -112,13 +115,15 @@ def load_tokenizer(model: str, trust_remote_code: bool = False) -> PreTrainedTok
 
 
 def _load(kind: Any, model: str, trust_remote_code: bool) -> PreTrainedModel:
+    folder = resolve_model(model)
     with _one_line_errors(model, "its weights"):
-        return kind.from_pretrained(
-            resolve_model(model),
+        loaded = kind.from_pretrained(
+            folder,
             dtype=torch.float32,  # the weights that are trained; the trainer's precision decides what computes
             attn_implementation="wmact_packed",
             trust_remote_code=trust_remote_code,
         )
+    return loaded.train()  # it comes in evaluation mode, which checkpoints no gradients, and Lightning leaves it so
 
 
 class Policy(nn.Module):
@@ -160,7 +165,7 @@ class Policy(nn.Module):
 
     def _score(self, hidden_SH: Tensor, targets_S: Tensor) -> tuple[Tensor, Tensor]:
         logits_SV = self.lm.get_output_embeddings()(hidden_SH).float()
-        softcap = getattr(self.lm.config, "final_logit_softcapping", None)
+        softcap = getattr(self.lm.config.get_text_config(), "final_logit_softcapping", None)
         if softcap:  # Gemma
             logits_SV = softcap * torch.tanh(logits_SV / softcap)
         log_p_SV = torch.log_softmax(logits_SV / self.temperature, dim=-1)
