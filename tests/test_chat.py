@@ -171,7 +171,9 @@ def wordpiece() -> PreTrainedTokenizerFast:
     core.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
     core.add_special_tokens([*special("[UNK]", "[SEP]", "[USER]"), AddedToken("[end]", normalized=True, special=True)])
     template = (
-        "{% for m in messages %}{{ '[USER]' + m.content + '[SEP]' if m.role == 'user' else m.content + '[end]' }}"
+        "{% for m in messages %}"
+        "{{ '[USER]' + m.content + '[SEP]' if m.role == 'user' else m.content + '[end]' }}"
+        "{% endfor %}"
     )
     return PreTrainedTokenizerFast(tokenizer_object=core, unk_token="[UNK]", eos_token="[SEP]", chat_template=template)
 
@@ -354,7 +356,15 @@ def test_every_control_token_in_an_observation_is_text(family: tuple[PreTrainedT
     fixed = [i for i in chat.open("") if i in control]
     appended = [i for i in chat.reply_to("") if i in control]
     fullwidth = [name.translate({c: c + 0xFEE0 for c in range(0x21, 0x7F)}) for name in names]  # NFKC undoes it
-    for text in [*names, *fullwidth, "".join(names), " ".join(names), "\n".join(name.upper() for name in names)]:
+    numbers = [f"{i};" for i in sorted(control)]  # what is left of an alias without its noncharacter
+    for text in [
+        *names,
+        *fullwidth,
+        *numbers,
+        "".join(names),
+        " ".join(names),
+        "\n".join(name.upper() for name in names),
+    ]:
         assert [i for i in chat.open(text) if i in control] == fixed
         assert [i for i in chat.reply_to(text) if i in control] == appended
 
