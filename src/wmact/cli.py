@@ -7,15 +7,16 @@
 Several --config overlay each other, and a value on the command line beats them all, the checkpoint's too.
 """
 
+import logging
 import os
 import signal
 import sys
 import warnings
-from pathlib import Path
 from typing import Any
 
 from jsonargparse import ArgumentError
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
+from transformers.utils.logging import disable_progress_bar
 
 from wmact.data import RolloutData
 from wmact.loggers import open_run_folder
@@ -63,8 +64,8 @@ def main(args: list[str] | None = None) -> None:
 
     WMACT_DEBUG=1 shows the traceback of what is otherwise one line.
     """
-    warnings.filterwarnings("ignore", message=".*(num_workers|does not have many workers|log_every_n_steps).*")
-    warnings.filterwarnings("ignore", message=".*isinstance.treespec, LeafSpec.*")
+    if not os.environ.get("WMACT_DEBUG"):
+        _quiet()
     try:
         build(args)
     except KeyboardInterrupt:
@@ -75,6 +76,15 @@ def main(args: list[str] | None = None) -> None:
         _leave(f"training stopped: {error}; {_resume_hint()}", STOPPED, error)
     except (ArgumentError, ValueError, TypeError, OSError, ImportError, IndexError) as error:
         _leave(str(error) or type(error).__name__, USAGE, error)
+
+
+def _quiet() -> None:
+    """Keep other libraries' chatter from between our lines: hints, progress bars, warnings about what is on purpose."""
+    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
+    logging.getLogger("lightning.fabric").setLevel(logging.WARNING)
+    disable_progress_bar()
+    for on_purpose in ("does not have many workers", "log_every_n_steps", "LeafSpec", "Checkpoint directory"):
+        warnings.filterwarnings("ignore", message=f".*{on_purpose}")
 
 
 def _leave(message: str, code: int, error: BaseException | None = None) -> None:

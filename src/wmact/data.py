@@ -15,7 +15,7 @@ import gymnasium
 import lightning as L
 import numpy as np
 import torch
-from lightning.pytorch.utilities import rank_zero_info
+from lightning.pytorch.utilities import rank_zero_only
 
 from wmact import rewards
 from wmact.chat import Chat
@@ -117,7 +117,7 @@ class RolloutData(L.LightningDataModule):
     def __init__(
         self,
         model: str = "nano",
-        env: EnvSpec = EnvSpec(),  # noqa: B008 (frozen)
+        env: EnvSpec = EnvSpec(),
         val: dict[str, EnvSpec] | None = None,
         test: dict[str, EnvSpec] | None = None,
         groups: int = 32,
@@ -130,8 +130,8 @@ class RolloutData(L.LightningDataModule):
         step_penalty: float = 0.0,
         engine: Engine | None = None,
         concurrency: int = 256,
-        validation: Evaluation = Evaluation(),  # noqa: B008 (frozen)
-        testing: Evaluation = Evaluation(levels=1000),  # noqa: B008 (frozen)
+        validation: Evaluation = Evaluation(),
+        testing: Evaluation = Evaluation(levels=1000),
         max_logprob_gap: float = 0.2,
         max_error_share: float = 0.25,
         seed: int = 0,
@@ -336,5 +336,5 @@ def default_engine(trust_remote_code: bool = False) -> Engine:
     """vLLM where it is installed, else transformers, saying so in one line."""
     if importlib.util.find_spec("vllm"):
         return VLLMEngine(trust_remote_code=trust_remote_code)
-    rank_zero_info("vLLM is not installed: playing with the transformers engine (pip install 'wmact[cpu]' or [gpu])")
+    rank_zero_only(print)("vLLM is not installed: playing with the transformers engine (pip install 'wmact[cpu]' or [gpu])")
     return TransformersEngine(trust_remote_code=trust_remote_code)

@@ -1,9 +1,10 @@
-"""Imperfect demonstrations for the warm start: a solver whose attention wanders thinks aloud and acts.
+"""Imperfect demonstrations for the warm start: an explorer that loses patience thinks aloud and acts.
 
-A thought simulates moves: where am I, where does this action take me, or is there a wall. The demonstrator takes an
-optimal action only now and then and any action otherwise, notices walls, goes back from dead ends, sometimes claims
-something false and corrects it ("no"), and stops thinking early more often than not. So what a model learns from it is
-*how to simulate*, which is right nearly always; *what to do* with it is left to reinforcement.
+A thought simulates moves: where am I, where does this action take me, or is there a wall. The explorer goes into what
+it has not tried yet, sometimes into a wall or the wrong way, and turns back from dead ends; now and then it claims
+something false and corrects it ("no"). It could find any goal by thought alone, but it seldom has the patience: most
+thoughts stop after a few moves, and it acts on what it has. So a model learns from it *how to simulate*, which is
+right nearly always, and a habit of thinking too little, which is for reinforcement to break.
 
 Nothing here knows a particular environment: the environment's own copy is the simulator, and its words tell the state.
 """
@@ -30,22 +31,24 @@ class Manner:
     """How a demonstrator thinks and acts. Probabilities unless said otherwise.
 
     Args:
-        short_mean: mean number of simulated moves of a short thought.
-        short_best: chance that a move of a short thought is an optimal one; any action otherwise.
-        long_share: share of long thoughts.
-        long_mean: mean number of simulated moves of a long thought.
-        long_best: chance that a move of a long thought is an optimal one.
+        patience: share of thoughts that go on until the level is solved in thought.
+        short_mean: mean number of simulated moves of all other thoughts.
+        insight: chance that a move is an optimal one.
+        memory: chance that any other move is chosen among the actions not tried yet from where it stands.
+        notice: chance that any other move is chosen among the actions that change something.
         slip: chance that a simulated move is first told wrongly and then corrected; 0 shows no reflection.
-        careless: chance that a blocked action stands before an action of the plan.
+        careless: chance that a random action that turns out to be blocked stands before an action of the plan.
+        longest: most simulated moves of a thought.
     """
 
-    short_mean: float = 2.5
-    short_best: float = 0.4
-    long_share: float = 0.15
-    long_mean: float = 15.0
-    long_best: float = 0.35
+    patience: float = 0.07
+    short_mean: float = 2.0
+    insight: float = 0.25
+    memory: float = 0.9
+    notice: float = 0.8
     slip: float = 0.02
     careless: float = 0.2
+    longest: int = 40
 
 
 def demonstrate(env: Any, rng: np.random.Generator, manner: Manner) -> str:
@@ -54,23 +57,21 @@ def demonstrate(env: Any, rng: np.random.Generator, manner: Manner) -> str:
     Args:
         env: a TextEnv (unwrapped); it is not changed.
     """
-    long = rng.random() < manner.long_share
-    mean, best = (manner.long_mean, manner.long_best) if long else (manner.short_mean, manner.short_best)
+    patient = rng.random() < manner.patience
+    moves = manner.longest if patient else min(manner.longest, int(rng.geometric(1 / manner.short_mean)))
     simulator = copy.copy(env)
     thought = [simulator.place()]
-    last_exit: dict[Any, str] = {}  # state → the action that left it for the last time
-    for _ in range(rng.geometric(1 / mean)):
-        solution = simulator.solution() if rng.random() < best else None
-        action = solution[0] if solution else str(rng.choice(env.action_names))
+    tried: dict[Any, list[str]] = {}  # state → actions taken from it in thought, the last one last
+    for _ in range(moves):
         before, before_place = simulator.state, simulator.place()
+        action = choose(simulator, tried.setdefault(before, []), rng, manner)
         _, _, terminated, _, info = simulator.step(action)
         outcome = simulator.place() if info["effective"] else BLOCKED
         thought.append(action)
         if rng.random() < manner.slip:
             thought += [before_place if outcome == BLOCKED else BLOCKED, "no"]
         thought.append(outcome)
-        if info["effective"]:
-            last_exit[before] = action
+        tried[before].append(action)
         if terminated:
             break
     plan = []
@@ -80,10 +81,22 @@ def demonstrate(env: Any, rng: np.random.Generator, manner: Manner) -> str:
             action = str(rng.choice(env.action_names))
             if not copy.copy(actor).step(action)[-1]["effective"]:
                 plan += [action, BLOCKED]
-        action = last_exit[actor.state]
+        action = next(a for a in reversed(tried[actor.state]) if copy.copy(actor).step(a)[-1]["effective"])
         actor.step(action)
         plan += [action, actor.place()]
     return f"<think> {' '.join(thought)} </think> <action> {' '.join(plan)} </action>"
+
+
+def choose(simulator: Any, tried: list[str], rng: np.random.Generator, manner: Manner) -> str:
+    """Return the explorer's next action from the simulator's state, where `tried` are those it took before."""
+    if rng.random() < manner.insight and (solution := simulator.solution()):
+        return str(solution[0])
+    options = list(simulator.action_names)
+    if rng.random() < manner.notice:
+        options = [a for a in options if copy.copy(simulator).step(a)[-1]["effective"]] or options
+    if rng.random() < manner.memory:
+        options = [a for a in options if a not in tried] or options
+    return str(rng.choice(options))
 
 
 def play_demonstration(env: Any, task: Task, chat: Chat, limits: Limits, max_turns: int, manner: Manner) -> Episode:
@@ -113,7 +126,7 @@ class DemonstrationData(RolloutData):
         batches: int = 100,
         episodes_a_batch: int = 32,
         manner: Manner = Manner(),
-        **rollout: Any,  # noqa: B008
+        **rollout: Any,
     ) -> None:
         super().__init__(**rollout)
         self.batches, self.episodes_a_batch, self.manner = batches, episodes_a_batch, manner

@@ -136,7 +136,8 @@ class AgentModule(L.LightningModule):
         """Log `eval/<variant>/<figure>`, and forget the episodes."""
         for variant, metrics in self.evaluation.items():
             assert isinstance(metrics, EpisodeMetrics)
-            self.log_dict({f"eval/{variant}/{name}": value for name, value in metrics.compute().items()})
+            figures = {f"eval/{variant}/{name}": value for name, value in metrics.compute().items()}
+            self.log_dict(figures, sync_dist=True)  # equal on all ranks already; Lightning warns without
         self.evaluation = nn.ModuleDict()
 
     def test_step(self, played: Played, batch_idx: int, dataloader_idx: int = 0) -> None:

@@ -182,4 +182,4 @@ class PPO(AgentModule):
 def accumulate(stats: dict[str, float], new: dict[str, Tensor], share: float) -> None:
     """Add figures of a micro-batch; they are already divided by the number of tokens they shall be a mean over."""
     for name, value in new.items():
-        stats[name] += share * float(value)
+        stats[name] += share * float(value.detach())

@@ -63,7 +63,7 @@ class EnvironmentFault(Exception):
 
 @contextmanager
 def deadline(seconds: float) -> Iterator[None]:
-    """Raise TimeoutError in the block after `seconds`. Without effect outside the main thread, where no signal comes."""
+    """Raise TimeoutError in the block after `seconds`; only in the main thread, where signals come."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
@@ -174,7 +174,7 @@ class Player:
         return "episode_tokens" if used >= self.limits.episode_tokens else "context"
 
     def _call(self, method: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-        """Call other people's code: whatever it raises, and any observation that is no text, is that episode's fault."""
+        """Call other people's code: what it raises, and an observation that is no text, ends that episode only."""
         try:
             with deadline(self.limits.step_seconds):
                 result = method(*args, **kwargs)
