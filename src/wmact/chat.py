@@ -18,13 +18,14 @@ from typing import TYPE_CHECKING, Any
 from jinja2 import TemplateError
 from tokenizers import Tokenizer
 
+from wmact.protocol import TAG
+
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 MARK = "\uffff"  # a noncharacter: never part of a text
 ALIAS = re.compile(f"{MARK}(\\d+);")
 DUMMY = ("wmactasks", "wmactreplies", "wmactinsists")
-TAG = re.compile(r"</?(think|thinking|thought|actions?|answer)>", re.IGNORECASE)  # what protocol.parse wants to see
 
 
 class Chat:

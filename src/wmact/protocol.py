@@ -8,6 +8,7 @@ N of WMAct's reward rescaling. Only what the model wrote is ever read here, neve
 
 import re
 from collections.abc import Iterable, Iterator, Sequence
+from functools import lru_cache
 from itertools import islice
 from typing import Literal, NamedTuple
 
@@ -53,8 +54,9 @@ def parse(text: str, action_names: Sequence[str]) -> Answer:
     blocks = _blocks(text, tags)
     # A block inside the thinking is a draft, unless the thinking is all there is.
     finals = [block for block in blocks if block[0] >= thinking_ends] or blocks
+    names = tuple(action_names)
     for start, content in reversed(finals):
-        actions = list(islice(_read(content, action_names), MAX_ACTIONS))
+        actions = list(islice(_read(content, names), MAX_ACTIONS)) if content.strip() else []
         if actions:
             return Answer(_untagged(text[: min(thinking_ends, start) or start]), actions, "valid")
     return Answer(_untagged(text[: thinking_ends or None]), [], "unreadable")
@@ -103,18 +105,31 @@ def _blocks(text: str, tags: Sequence[re.Match[str]]) -> list[tuple[int, str]]:
     ]
 
 
-def _read(content: str, action_names: Sequence[str]) -> Iterator[str]:
+def _read(content: str, action_names: tuple[str, ...]) -> Iterator[str]:
     if not action_names:
         return (piece.strip() for piece in re.split(f"[{SEPARATORS}]", content) if piece.strip())
     if all(WORD.fullmatch(name) for name in action_names):
-        return _read_words(content, action_names)
+        return _read_words(content, _spellings(action_names))
     return _read_pieces(content, action_names)
 
 
-def _read_words(content: str, action_names: Sequence[str]) -> Iterator[str]:
+@lru_cache(maxsize=16)
+def _spellings(action_names: tuple[str, ...]) -> dict[str, str]:
+    """Accepted spelling → action; an exact one goes before one that differs in case, hyphens or spaces."""
+    forms = (_bare, _single_spaced, str)
+    return {form(name): name for form in forms for name in action_names}
+
+
+def _bare(text: str) -> str:
+    return text.lower().replace("-", "").replace("_", "")
+
+
+def _single_spaced(text: str) -> str:
+    return " ".join(text.lower().split())
+
+
+def _read_words(content: str, names: dict[str, str]) -> Iterator[str]:
     """Actions of one word: numbers of lists, comments in parentheses and filler words are left out."""
-    names = {name.lower(): name for name in action_names} | {name: name for name in action_names}
-    names = {name.lower().replace("-", "").replace("_", ""): name for name in action_names} | names
     text = LIST_NUMBER.sub(" ", _without_comments(content)).replace("\ufe0f", "")  # the last makes an arrow an emoji
     text = text.replace("->", " ").replace("=>", " ")
     # "up → down" says what comes next; only a row of nothing but arrows means "right" by it.
@@ -127,7 +142,7 @@ def _read_words(content: str, action_names: Sequence[str]) -> Iterator[str]:
 
 def _words(text: str, names: dict[str, str]) -> Iterator[str]:
     for match in WORD.finditer(text):
-        word = _name(match[0], names) or match[0].lower()[:MAX_WORD].strip("-_+")
+        word = _name(match[0], names) or _shown(match[0])
         if word and (word in names or word not in FILLERS):
             yield word
 
@@ -150,21 +165,24 @@ def _joined(words: Iterable[str], names: dict[str, str]) -> Iterator[str]:
 
 
 def _name(word: str, names: dict[str, str]) -> str | None:
-    lower = word.lower()
-    bare = lower.replace("-", "").replace("_", "")
-    return names.get(word) or names.get(lower) or names.get(bare)
+    return names.get(word) or names.get(word.lower()) or names.get(_bare(word))
 
 
-def _read_pieces(content: str, action_names: Sequence[str]) -> Iterator[str]:
+def _read_pieces(content: str, action_names: tuple[str, ...]) -> Iterator[str]:
     """Actions that may be several words; a separator that is part of a name does not separate."""
-    names = {" ".join(name.lower().split()): name for name in action_names} | {name: name for name in action_names}
+    names = _spellings(action_names)
     separators = "".join(mark for mark in SEPARATORS if not any(mark in name for name in action_names))
     for piece in re.split(f"[{separators}]", content) if separators else [content]:
         written = piece.strip()
         plain = BULLET.sub("", _without_comments(written).strip()).strip(" \t\"'`[]{}“”‘’*.!")
-        plain = " ".join(plain.split())
-        if written in names or plain:
-            yield names.get(written) or names.get(plain) or names.get(plain.lower()) or plain.lower()[:MAX_WORD].strip()
+        action = names.get(written) or names.get(plain) or names.get(_single_spaced(plain)) or _shown(plain)
+        if action:
+            yield action
+
+
+def _shown(text: str) -> str:
+    """A word that names no action, as it goes to the log."""
+    return _single_spaced(text)[:MAX_WORD].strip(" -_+")
 
 
 def _without_comments(text: str) -> str:
