@@ -143,6 +143,8 @@ class Policy(nn.Module):
         trust_remote_code: bool = False,
     ) -> None:
         super().__init__()
+        if temperature <= 0:
+            raise ValueError(f"temperature={temperature}: must be above 0")
         self.lm = _load(AutoModelForCausalLM, model, trust_remote_code) if isinstance(model, str) else model
         self.temperature = temperature
         if gradient_checkpointing:

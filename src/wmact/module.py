@@ -1,5 +1,6 @@
 """What every training algorithm here shares: the policy, the one optimizer step, evaluation and guards."""
 
+import math
 from collections.abc import Iterator
 from typing import Any
 
@@ -26,13 +27,17 @@ class AgentModule(L.LightningModule):
         super().__init__()
         if max_grad_norm <= 0:
             raise ValueError(f"max_grad_norm={max_grad_norm}: must be above 0; inf switches clipping off")
+        if max_skipped < 1:
+            raise ValueError(f"max_skipped={max_skipped}: must be at least 1")
+        if max_mismatch_kl < 0:
+            raise ValueError(f"max_mismatch_kl={max_mismatch_kl}: must not be negative")
         self.automatic_optimization = False
         self.max_grad_norm = max_grad_norm
         self.max_skipped = max_skipped
         self.max_mismatch_kl = max_mismatch_kl
-        self._mismatch = {"mismatch_kl": 0.0, "mismatch_max": 0.0}
         self.register_buffer("skipped", torch.zeros(2, dtype=torch.long))  # in a row, in all
-        self.evaluation = nn.ModuleDict()  # one EpisodeMetrics a variant; made when the first episodes come
+        # By variant, made when its first episodes come. No ModuleDict: it refuses names such as "train" or "maze.11".
+        self.evaluation: dict[str, EpisodeMetrics] = {}
 
     def weights(self) -> Iterator[tuple[str, Tensor]]:
         """The policy's parameters by their Hugging Face names, for an engine."""
@@ -42,37 +47,40 @@ class AgentModule(L.LightningModule):
     @torch.no_grad()
     def score(self, batch: Batch) -> Tensor:
         """(S,) log-probabilities of the sampled tokens under the current weights."""
-        training = self.training
+        training = self.policy.training
         logprobs_S, _ = self.policy.eval()(batch.to_device(self.device))
-        self.train(training)
+        self.policy.train(training)
         return logprobs_S
 
     def require_version(self, batch: Batch) -> None:
         """Refuse episodes of other weights than the current ones: on-policy means this very version."""
-        self._mismatch = {"mismatch_kl": 0.0, "mismatch_max": 0.0}
         if batch.policy_version != self.global_step:
             raise TrainingStopped(
                 f"the batch was played with the weights of step {batch.policy_version}, but the trainer is at step "
                 f"{self.global_step}: the engine was not given the current weights"
             )
 
-    def watch_mismatch(self, logprobs_S: Tensor, micro: Batch, count: Tensor) -> None:
-        """Add a micro-batch to the comparison of the engine's log-probabilities with the trainer's."""
-        new = losses.mismatch(logprobs_S, micro.behaviour_logprobs_S, micro.valid_S, count)
-        self._mismatch["mismatch_kl"] += float(new["mismatch_kl"])
-        self._mismatch["mismatch_max"] = max(self._mismatch["mismatch_max"], float(new["mismatch_max"]))
+    def require_match(self, logprobs: list[Tensor], micros: list[Batch], count: Tensor) -> None:
+        """Log how far the trainer's log-probabilities are from the engine's, and stop before training on a gap.
 
-    def require_match(self) -> None:
-        """Log the mismatch of the batch, and stop before training on tokens of other weights than the trainer's.
+        Args:
+            logprobs: (S,) of each micro-batch, of the weights that played.
+            micros: all micro-batches of the batch.
+            count: number of valid tokens of the batch.
 
         Raises:
             TrainingStopped: the mismatch is above `max_mismatch_kl`.
         """
-        seen = self._mismatch
-        self.log_area("stability", seen)
-        if not seen["mismatch_kl"] <= self.max_mismatch_kl:
+        found = [
+            losses.mismatch(logprobs_S, micro.behaviour_logprobs_S, micro.valid_S, count)
+            for logprobs_S, micro in zip(logprobs, micros, strict=True)
+        ]
+        kl = float(sum(stats["mismatch_kl"] for stats in found))
+        largest = max(float(stats["mismatch_max"]) for stats in found)
+        self.log_area("stability", {"mismatch_kl": kl, "mismatch_max": largest})
+        if not kl <= self.max_mismatch_kl:
             raise TrainingStopped(
-                f"KL(engine ‖ trainer) on the sampled tokens is {seen['mismatch_kl']:.3g}, above "
+                f"KL(engine ‖ trainer) on the sampled tokens is {kl:.3g}, above "
                 f"max_mismatch_kl={self.max_mismatch_kl}: the engine plays with other weights or another precision "
                 "than the trainer"
             )
@@ -89,10 +97,10 @@ class AgentModule(L.LightningModule):
         optimizer = self.optimizers()
         assert isinstance(optimizer, L.pytorch.core.optimizer.LightningOptimizer)
         norms = {
-            f"grad_norm/{group['name']}": nn.utils.clip_grad_norm_(group["params"], self.max_grad_norm)
+            f"grad_norm/{group['name']}": float(nn.utils.clip_grad_norm_(group["params"], self.max_grad_norm))
             for group in optimizer.param_groups
         }
-        if torch.stack(list(norms.values())).isfinite().all():
+        if all(map(math.isfinite, norms.values())):
             optimizer.step()
             self.skipped[0] = 0
         else:
@@ -103,7 +111,7 @@ class AgentModule(L.LightningModule):
                 f"{self.max_skipped} optimizer steps in a row had NaN or infinite gradients; the weights are those "
                 "before them: lower the learning rate or look at stability/ in TensorBoard"
             )
-        return {name: float(norm) for name, norm in norms.items()} | {"skipped_steps": float(self.skipped[1])}
+        return norms | {"skipped_steps": float(self.skipped[1])}
 
     def log_area(self, area: str, stats: dict[str, Any]) -> None:
         """Log figures as `area/name`, once a step."""
@@ -128,17 +136,15 @@ class AgentModule(L.LightningModule):
         if played.variant not in self.evaluation:
             self.evaluation[played.variant] = EpisodeMetrics(played.max_turns, played.curve).to(self.device)
         metrics = self.evaluation[played.variant]
-        assert isinstance(metrics, EpisodeMetrics)
         metrics.turn_budget = played.turn_budget
         metrics.update(played.episodes)
 
     def on_validation_epoch_end(self) -> None:
         """Log `eval/<variant>/<figure>`, and forget the episodes."""
         for variant, metrics in self.evaluation.items():
-            assert isinstance(metrics, EpisodeMetrics)
             figures = {f"eval/{variant}/{name}": value for name, value in metrics.compute().items()}
             self.log_dict(figures, sync_dist=True)  # equal on all ranks already; Lightning warns without
-        self.evaluation = nn.ModuleDict()
+        self.evaluation = {}
 
     def test_step(self, played: Played, batch_idx: int, dataloader_idx: int = 0) -> None:
         """Count the episodes of one variant."""

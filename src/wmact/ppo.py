@@ -11,6 +11,7 @@ What differs from textbook PPO, and why:
 - Gradients of policy and critic are clipped each by its own norm, so that a critic far off cannot hold the policy back.
 """
 
+import itertools
 import time
 from collections import defaultdict
 from typing import Literal
@@ -87,6 +88,11 @@ class PPO(AgentModule):
         for name, share in {"gamma": gamma, "lam": lam}.items():
             if not 0 <= share <= 1:
                 raise ValueError(f"{name}={share}: must be between 0 and 1")
+        for name, bound in {"clip_low": clip_low, "clip_high": clip_high}.items():
+            if bound < 0:
+                raise ValueError(f"{name}={bound}: must not be negative")
+        if importance_cap is not None and importance_cap <= 0:
+            raise ValueError(f"importance_cap={importance_cap}: must be above 0; null leaves the weights out")
         self.save_hyperparameters()
         self.policy = Policy(model, temperature, gradient_checkpointing, trust_remote_code)
         if critic == "separate":
@@ -114,13 +120,17 @@ class PPO(AgentModule):
         self.require_version(batch)
         started = time.perf_counter()
         stats: dict[str, float] = defaultdict(float)
-        micros = batch.split(cfg.token_budget)
+        parts = [part.split(cfg.token_budget) for part in batch.minibatches(cfg.minibatches)]
+        micros = list(itertools.chain.from_iterable(parts))
         count = batch.valid_S.sum()
         strictly_on_policy = cfg.epochs * cfg.minibatches == 1
         old = None if strictly_on_policy else self.logprobs(self.policy, micros)
+        if old is not None:  # before the first of several steps
+            self.require_match(old, micros, count)
         reference = self.logprobs(self.reference, micros) if self.reference else None
         advantages: list[Tensor] = []
         returns: list[Tensor] = []
+        scored: list[Tensor] = []
         for epoch in range(cfg.epochs):
             for m, micro in enumerate(micros):
                 values_S = self.critic(micro)
@@ -135,7 +145,7 @@ class PPO(AgentModule):
                 accumulate(stats, {"value_loss": value_loss} | value_stats, 1 / cfg.epochs)
             if epoch == 0:
                 whitened = whiten(torch.cat(advantages), batch.valid_S).split([len(a) for a in advantages])
-            for minibatch in torch.arange(len(micros)).chunk(cfg.minibatches):
+            for minibatch in torch.arange(len(micros)).split([len(part) for part in parts]):
                 part = minibatch.tolist()
                 part_count = sum(micros[m].valid_S.sum() for m in part)
                 share = float(part_count / count) / cfg.epochs  # of this minibatch in the figures that are logged
@@ -164,13 +174,13 @@ class PPO(AgentModule):
                         accumulate(stats, kl_stats, share)
                     self.manual_backward(loss)
                     accumulate(stats, {"policy_loss": policy_loss} | policy_stats | entropy_stats, share)
-                    if epoch == 0:
-                        self.watch_mismatch(old_S, micro, count)
-                if epoch == 0:
-                    self.require_match()
+                    scored.append(old_S)
+                if old is None:
+                    self.require_match(scored, micros, count)
                 stats |= self.apply_gradients()
         explained = losses.explained_variance(torch.cat(advantages), torch.cat(returns), batch.valid_S)
-        self.log_area("stability", stats | {"explained_variance": explained})
+        masked = batch.valid_S.numel() - count
+        self.log_area("stability", stats | {"explained_variance": explained, "masked_tokens": masked})
         self.log_area("performance", {"update_seconds": time.perf_counter() - started, "tokens": batch.num_tokens})
 
     @torch.no_grad()

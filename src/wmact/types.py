@@ -146,6 +146,20 @@ class Batch(NamedTuple):
         cuts.append(len(starts) - 1)
         return [self.episodes(first, last) for first, last in itertools.pairwise(cuts)]
 
+    def minibatches(self, number: int) -> "list[Batch]":
+        """Cut into ``number`` runs of whole episodes, as equal in their number of episodes as can be.
+
+        Raises:
+            ValueError: there are fewer episodes than that.
+        """
+        count = self.group_E.numel()
+        if number > count:
+            raise ValueError(f"minibatches={number}: the batch has only {count} episodes")
+        return [
+            self.episodes(first, last)
+            for first, last in itertools.pairwise(count * i // number for i in range(number + 1))
+        ]
+
     def episodes(self, first: int, last: int) -> "Batch":
         """Episodes ``first`` to ``last`` (exclusive) as a batch of their own."""
         begin, end = int(self.starts_E[first]), int(self.starts_E[last])
