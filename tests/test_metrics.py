@@ -14,8 +14,8 @@ from wmact.types import Action, ActionKind, Episode, StopReason, Turn
 @pytest.mark.parametrize(
     ("successes", "n", "low", "high"),
     [
-        # z² = 3.84146. Of 5 in 10: centre 0.5, half 1.959964/(1 + 0.384146) · √(0.025 + 0.0096036) = 0.263405
-        (5, 10, 0.236595, 0.763405),
+        # z² = 3.84146. Of 5 in 10: centre 0.5, half 1.959964/(1 + 0.384146) · √(0.025 + 0.0096036) = 0.263407
+        (5, 10, 0.236593, 0.763407),
         # of 0 in 10: the lower end is 0 and the upper z²/(n + z²) = 3.841459/13.841459
         (0, 10, 0.0, 0.277533),
         (10, 10, 0.722467, 1.0),  # its mirror image
