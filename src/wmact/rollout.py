@@ -5,6 +5,7 @@ nothing is ever rendered or tokenised a second time (WMAct, section on interacti
 earlier thinking included).
 """
 
+import math
 import signal
 import threading
 import traceback
@@ -99,15 +100,16 @@ class Player:
 
     def reset(self) -> None:
         """Load the level and write the first prompt."""
-        level = self.episode.level
-        observation, info = self._call(self.env.reset, seed=level, options={"level": level})
-        self.episode.level_id = info.get("level_id", self.episode.level_id)
-        self.episode.optimal_length = info.get("optimal_length", 0)
-        self.observation = observation
-        self.episode.observations.append(observation)
-        text: Any = self.env.unwrapped
-        told = protocol.instructions(text.rules, self.action_names, text.example_actions) if self.told else None
-        self._append(self.chat.open(protocol.first_message(told, observation)))
+        level, text = self.episode.level, self.env.unwrapped
+        with self._foreign():
+            observation, info = self.env.reset(seed=level, options={"level": level})
+            self.observation = _text(observation)
+            self.episode.level_id = str(info.get("level_id", self.episode.level_id))
+            self.episode.optimal_length = int(info.get("optimal_length", 0))
+        self.episode.observations.append(self.observation)
+        rules, example = getattr(text, "rules", ""), getattr(text, "example_actions", ())
+        told = protocol.instructions(rules, self.action_names, example).strip() if self.told else None
+        self._append(self.chat.open(protocol.first_message(told, self.observation)))
 
     def request(self, key: int, max_model_len: int) -> Request | StopReason:
         """The next request to the engine, or the reason why there can be none."""
@@ -157,15 +159,19 @@ class Player:
         if self.action_names and action not in self.action_names:
             return Action(action, "unreadable")
         before = self.observation
-        self.observation, reward, terminated, truncated, info = self._call(self.env.step, action)
-        episode.reward += float(reward)
+        with self._foreign():
+            observation, given, terminated, truncated, info = self.env.step(action)
+            self.observation, reward = _text(observation), _finite(given)
+            success = info.get("success", reward > 0)
+            valid, effective = info.get("valid", True), info.get("effective", self.observation != before)
+        episode.reward += reward
         if terminated:
-            episode.stop_reason = "solved" if info.get("success", reward > 0) else "dead"
+            episode.stop_reason = "solved" if success else "dead"
         elif truncated:
             episode.stop_reason = "env_truncated"
-        if not info.get("valid", True):
+        if not valid:
             return Action(action, "unreadable")
-        return Action(action, "effective" if info.get("effective", self.observation != before) else "blocked")
+        return Action(action, "effective" if effective else "blocked")
 
     def _limit_reached(self, request: Request) -> StopReason:
         if request.max_tokens == self.limits.turn_tokens:
@@ -173,20 +179,31 @@ class Player:
         used = sum(turn.end - turn.start for turn in self.episode.turns)
         return "episode_tokens" if used >= self.limits.episode_tokens else "context"
 
-    def _call(self, method: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-        """Call other people's code: what it raises, and an observation that is no text, ends that episode only."""
+    @contextmanager
+    def _foreign(self) -> Iterator[None]:
+        """Around other people's code and what it returned: whatever goes wrong there ends that episode only."""
         try:
             with deadline(self.limits.step_seconds):
-                result = method(*args, **kwargs)
-            if not isinstance(result[0], str):
-                raise TypeError(f"an observation is a str, but the environment returned {type(result[0]).__name__}")
-            return result
+                yield
         except Exception as error:
             raise EnvironmentFault from error
 
     def _append(self, ids: list[int], logprobs: list[float] | None = None) -> None:
         self.episode.ids.extend(ids)
-        self.episode.logprobs.extend(logprobs or [0.0] * len(ids))
+        known = [0.0] * len(ids) if logprobs is None else logprobs
+        self.episode.logprobs.extend([*known, *[math.nan] * (len(ids) - len(known))])  # NaN: left out of the loss
+
+
+def _text(observation: Any) -> str:
+    if not isinstance(observation, str):
+        raise TypeError(f"an observation is a str, but the environment returned {type(observation).__name__}")
+    return observation
+
+
+def _finite(reward: Any) -> float:
+    if not math.isfinite(reward):
+        raise ValueError(f"the environment returned the reward {reward}")
+    return float(reward)
 
 
 def play(
@@ -217,7 +234,10 @@ def play(
 
     Raises:
         RolloutInterrupted: `stop` said so.
+        ValueError: there is no environment.
     """
+    if not envs:
+        raise ValueError("nothing can be played without an environment")
     waiting = deque(enumerate(tasks))
     idle = list(envs)
     players: dict[int, Player] = {}
