@@ -138,7 +138,8 @@ class DemonstrationData(RolloutData):
     def demonstrated_batch(self) -> Batch:
         """The next levels of the sequence, played by the demonstrator."""
         pool = self._pools.setdefault(repr(self.env), [])
-        pool = pool or [self.env.make()]
+        if not pool:
+            pool.append(self.env.make())
         episodes = []
         for _ in range(self.episodes_a_batch):
             level, seed = np.random.SeedSequence([self.seed, self.cursor]).generate_state(2).tolist()
