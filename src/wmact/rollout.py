@@ -8,6 +8,7 @@ earlier thinking included).
 import math
 import signal
 import threading
+import time
 import traceback
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
@@ -63,17 +64,24 @@ class EnvironmentFault(Exception):
 
 
 @contextmanager
-def deadline(seconds: float) -> Iterator[None]:
-    """Raise TimeoutError in the block after `seconds`; only in the main thread, where signals come."""
+def deadline(seconds: float, stop: Callable[[], bool] = lambda: False) -> Iterator[None]:
+    """Raise TimeoutError in the block after `seconds`, RolloutInterrupted within a second of `stop` coming true.
+
+    Only in the main thread, where signals come.
+    """
     if threading.current_thread() is not threading.main_thread():
         yield
         return
+    until = time.monotonic() + seconds
 
-    def give_up(*_: Any) -> None:
-        raise TimeoutError(f"the environment took more than {seconds} s (data.limits.step_seconds)")
+    def look(*_: Any) -> None:
+        if stop():
+            raise RolloutInterrupted
+        if time.monotonic() >= until:
+            raise TimeoutError(f"the environment took more than {seconds} s (data.limits.step_seconds)")
 
-    previous = signal.signal(signal.SIGALRM, give_up)
-    signal.setitimer(signal.ITIMER_REAL, seconds)
+    previous = signal.signal(signal.SIGALRM, look)
+    signal.setitimer(signal.ITIMER_REAL, min(seconds, 1), min(seconds, 1))
     try:
         yield
     finally:
@@ -84,8 +92,16 @@ def deadline(seconds: float) -> Iterator[None]:
 class Player:
     """One episode under way: an environment, the tokens so far, and what the last observation was."""
 
-    def __init__(self, env: gymnasium.Env[str, str], task: Task, chat: Chat, limits: Limits, told: bool) -> None:
-        self.env, self.chat, self.limits, self.told = env, chat, limits, told
+    def __init__(
+        self,
+        env: gymnasium.Env[str, str],
+        task: Task,
+        chat: Chat,
+        limits: Limits,
+        told: bool,
+        stop: Callable[[], bool] = lambda: False,
+    ) -> None:
+        self.env, self.chat, self.limits, self.told, self.stop = env, chat, limits, told, stop
         text: Any = env.unwrapped
         self.action_names: Sequence[str] = getattr(text, "action_names", ())
         self.episode = Episode(
@@ -182,9 +198,13 @@ class Player:
     @contextmanager
     def _foreign(self) -> Iterator[None]:
         """Around other people's code and what it returned: whatever goes wrong there ends that episode only."""
+        if self.stop():
+            raise RolloutInterrupted
         try:
-            with deadline(self.limits.step_seconds):
+            with deadline(self.limits.step_seconds, self.stop):
                 yield
+        except RolloutInterrupted:
+            raise
         except Exception as error:
             raise EnvironmentFault from error
 
@@ -230,7 +250,7 @@ def play(
         tell_rules: open the first message with the rules; off for a model whose warm start has taught them.
         policy_version: written on every episode: the training iteration whose weights the engine holds.
         progress: called with (episodes done, episodes in all).
-        stop: polled at every engine step; when true the rollout is given up.
+        stop: polled at every step of the engine or an environment; when true the rollout is given up.
 
     Raises:
         RolloutInterrupted: `stop` said so.
@@ -258,25 +278,28 @@ def play(
         idle.append(player.env)
         progress(len(done), len(tasks))
 
-    while waiting or players:
-        if stop():
-            engine.abort()
-            raise RolloutInterrupted
-        while waiting and idle:
-            key, task = waiting.popleft()
-            players[key] = player = Player(idle.pop(), task, chat, limits, tell_rules)
-            player.episode.policy_version = policy_version
-            try:
-                player.reset()
-            except EnvironmentFault as fault:
-                player.fail(fault.__cause__)
-            go_on(key)
-        if players:
-            for completion in engine.step():
-                player, request = players[completion.id], requests.pop(completion.id)
+    try:
+        while waiting or players:
+            if stop():
+                raise RolloutInterrupted
+            while waiting and idle:
+                key, task = waiting.popleft()
+                players[key] = player = Player(idle.pop(), task, chat, limits, tell_rules, stop)
+                player.episode.policy_version = policy_version
                 try:
-                    player.answer(completion, request, max_turns)
+                    player.reset()
                 except EnvironmentFault as fault:
                     player.fail(fault.__cause__)
-                go_on(completion.id)
+                go_on(key)
+            if players:
+                for completion in engine.step():
+                    player, request = players[completion.id], requests.pop(completion.id)
+                    try:
+                        player.answer(completion, request, max_turns)
+                    except EnvironmentFault as fault:
+                        player.fail(fault.__cause__)
+                    go_on(completion.id)
+    except (RolloutInterrupted, KeyboardInterrupt):
+        engine.abort()
+        raise
     return [done[key] for key in range(len(tasks))]
