@@ -23,7 +23,7 @@ from wmact.collate import collate
 from wmact.engines import Engine, Request, TransformersEngine, VLLMEngine, generate
 from wmact.models import load_tokenizer, resolve_model
 from wmact.module import AgentModule
-from wmact.rollout import Limits, Task, play
+from wmact.rollout import Limits, RolloutInterrupted, Task, deadline, play
 from wmact.types import Batch, Episode, Played, TrainingStopped, Turn
 
 TRAINING, EVALUATION = 0, 1  # mark the random streams, so that those of evaluation are never those of training
@@ -50,7 +50,11 @@ class EnvSpec:
         try:
             return gymnasium.make(self.id, disable_env_checker=True, **self.kwargs)
         except (gymnasium.error.Error, ImportError, TypeError, ValueError) as error:
-            raise ValueError(f"environment {self.id!r} with {self.kwargs}: {' '.join(str(error).split())}") from error
+            reason = " ".join(str(error).split())
+            raise ValueError(
+                f"environment {self.id!r} with {self.kwargs}: {reason} (an id has its module before a "
+                "colon, as in wmact_envs:wmact/Maze-v0; kwargs are arguments of the environment's class)"
+            ) from error
 
 
 @dataclass(frozen=True)
@@ -199,6 +203,10 @@ class RolloutData(L.LightningDataModule):
             env.close()
         self._pools, self._loaded = {}, -1
 
+    def on_exception(self, exception: BaseException) -> None:
+        """Give everything back: Lightning calls no teardown after an error."""
+        self.teardown("")
+
     def state_dict(self) -> dict[str, int]:
         """Where the level sequence stands, and the turn budget with the value it started from."""
         return {"cursor": self.cursor, "turn_budget": self.turn_budget, "max_turns": self.max_turns}
@@ -230,6 +238,9 @@ class RolloutData(L.LightningDataModule):
 
     def _evaluate(self, variant: str, spec: EnvSpec, how: Evaluation) -> Played:
         trainer = self._trainer()
+        there_are = getattr(self._pool(spec, 1)[0].unwrapped, "num_levels", None)
+        if there_are is not None and how.levels > there_are:
+            raise ValueError(f"evaluation of {how.levels} levels: {variant!r} has {there_are}; lower levels to that")
         tasks = [self._task(level, sample, EVALUATION) for level in range(how.levels) for sample in range(how.samples)]
         mine = [task for task in tasks if task.level % trainer.world_size == trainer.global_rank]
         longest = max(self.max_turns, *how.curve)
@@ -238,12 +249,10 @@ class RolloutData(L.LightningDataModule):
     def _play(self, spec: EnvSpec, tasks: list[Task], max_turns: int) -> list[Episode]:
         module, trainer = self._module(), self._trainer()
         engine = self._ready_engine(module)
-        pool = self._pools.setdefault(repr(spec), [])
-        pool += [spec.make() for _ in range(min(self.concurrency, len(tasks)) - len(pool))]
         bar = getattr(trainer.progress_bar_callback, "rollout_progress", lambda done, total: None)
         assert self._chat is not None
-        return play(
-            pool,
+        episodes = play(
+            self._pool(spec, min(self.concurrency, len(tasks))),
             tasks,
             engine,
             self._chat,
@@ -254,6 +263,15 @@ class RolloutData(L.LightningDataModule):
             progress=bar,
             stop=lambda: trainer.received_sigterm,
         )
+        if episodes and all(episode.stop_reason == "context" and not episode.turns for episode in episodes):
+            raise too_short(engine, min(len(episode.ids) for episode in episodes))
+        return episodes
+
+    def _pool(self, spec: EnvSpec, size: int) -> list[gymnasium.Env[str, str]]:
+        """The environments of a kind, at least so many."""
+        pool = self._pools.setdefault(repr(spec), [])
+        pool += [spec.make() for _ in range(size - len(pool))]
+        return pool
 
     def _ready_engine(self, module: AgentModule) -> Engine:
         """The engine, started, with the module's current weights: the first act of every rollout."""
@@ -276,6 +294,8 @@ class RolloutData(L.LightningDataModule):
         """
         assert self._chat is not None
         prompt = self._chat.open("1 2 3 4 5 6 7 8 9 10 " * 8)
+        if len(prompt) + 8 > engine.max_model_len:
+            raise too_short(engine, len(prompt))
         requests = [Request(i, list(prompt), 8, self.seed + i) for i in range(4)]
         probes = []
         for completion in generate(engine, requests):
@@ -294,17 +314,18 @@ class RolloutData(L.LightningDataModule):
 
     def _draw_levels(self) -> list[int]:
         """Numbers of the next levels of this seed's endless sequence, none twice by level_id."""
-        pool = self._pools.setdefault(repr(self.env), [])
-        if not pool:
-            pool.append(self.env.make())
-        probe: Any = pool[0]
+        probe: Any = self._pool(self.env, 1)[0]
+        trainer = self._trainer()
         seen: dict[str, int] = {}
         for _ in range(1000 * self.groups):
             level = int(np.random.SeedSequence([self.seed, self.cursor]).generate_state(1)[0])
             level %= getattr(probe.unwrapped, "num_levels", None) or 2**31
             self.cursor += 1
             try:
-                _, info = probe.reset(seed=level, options={"level": level})
+                with deadline(self.limits.step_seconds, lambda: trainer.received_sigterm):
+                    _, info = probe.reset(seed=level, options={"level": level})
+            except RolloutInterrupted:
+                raise
             except Exception:  # an environment that fails here fails again when played, where it is recorded
                 info = {}
             seen.setdefault(str(info.get("level_id", level)), level)
@@ -336,5 +357,14 @@ def default_engine(trust_remote_code: bool = False) -> Engine:
     """vLLM where it is installed, else transformers, saying so in one line."""
     if importlib.util.find_spec("vllm"):
         return VLLMEngine(trust_remote_code=trust_remote_code)
-    rank_zero_only(print)("vLLM is not installed: playing with the transformers engine (pip install 'wmact[cpu]' or [gpu])")
+    way_out = "pip install 'wmact[cpu]' or 'wmact[gpu]'"
+    rank_zero_only(print)(f"vLLM is not installed: playing with the transformers engine, more slowly ({way_out})")
     return TransformersEngine(trust_remote_code=trust_remote_code)
+
+
+def too_short(engine: Engine, prompt: int) -> ValueError:
+    """The error for a context that holds no prompt."""
+    return ValueError(
+        f"the engine's context of {engine.max_model_len} tokens has no room for an answer after a first prompt of "
+        f"{prompt} tokens: raise data.engine.init_args.max_model_len, or take a model with a longer context"
+    )
