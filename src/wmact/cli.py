@@ -9,26 +9,45 @@ Several --config overlay each other, and a value on the command line beats them 
 
 import logging
 import os
+import re
+import shlex
 import signal
 import sys
 import warnings
+from pathlib import Path
 from typing import Any
 
 from jsonargparse import ArgumentError
+from lightning.fabric.plugins import TorchCheckpointIO
+from lightning.fabric.utilities.exceptions import MisconfigurationException
+from lightning.pytorch import LightningModule
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
+from lightning.pytorch.utilities.exceptions import SIGTERMException
+from omegaconf import OmegaConf
 from transformers.utils.logging import disable_progress_bar
 
+from wmact.checkpoints import AtomicCheckpointIO, check_checkpoint
 from wmact.data import RolloutData
 from wmact.loggers import open_run_folder
 from wmact.module import AgentModule
 from wmact.rollout import RolloutInterrupted
 from wmact.types import TrainingStopped
+from wmact.view import printable
 
 USAGE, STOPPED, TERMINATED, INTERRUPTED = 2, 1, 128 + signal.SIGTERM, 128 + signal.SIGINT  # exit codes
+BAD_INPUT = (ArgumentError, ValueError, OSError, ImportError, MisconfigurationException)
+"""What is told in one line. Anything else is a fault of the program and shows its traceback."""
 
 
 class CLI(LightningCLI):
     """LightningCLI with the values that module and data must agree on linked, and one run folder for all loggers."""
+
+    folder: Path | None = None
+
+    @staticmethod
+    def subcommands() -> dict[str, set[str]]:
+        """All of Lightning's, without the option to run code from a checkpoint."""
+        return {name: hidden | {"weights_only"} for name, hidden in LightningCLI.subcommands().items()}
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """Link what must be equal, from the module to the data."""
@@ -37,21 +56,48 @@ class CLI(LightningCLI):
         parser.link_arguments("data.init_args.temperature", "model.init_args.temperature")
         parser.link_arguments("seed_everything", "data.init_args.seed")
 
+    def _parse_ckpt_path(self) -> None:
+        """Take no settings from a checkpoint: Lightning would let them silently beat those of the command line."""
+
+    def after_instantiate_classes(self) -> None:
+        """Look at the checkpoint before anything is written or started, and write new ones safely."""
+        if ckpt_path := self.config[self.subcommand].get("ckpt_path"):
+            check_checkpoint(ckpt_path, self.model)
+        if type(self.trainer.strategy.checkpoint_io) is TorchCheckpointIO:
+            self.trainer.strategy.checkpoint_io = AtomicCheckpointIO()
+
     def before_fit(self) -> None:
         """Open the run folder, or that of the checkpoint, before anything is written."""
-        folder = open_run_folder(self.trainer.loggers, self.config["fit"].get("ckpt_path"))
-        if folder and self.trainer.is_global_zero:
-            print(f"run folder {folder}", flush=True)
+        self.folder = open_run_folder(self.trainer.loggers, self.config["fit"].get("ckpt_path"))
+        if self.folder and self.trainer.is_global_zero:
+            print(f"run folder {self.folder}", flush=True)
+
+    def fit(self, model: LightningModule, **kwargs: Any) -> None:
+        """Train; what ends it early is told how to go on."""
+        try:
+            self.trainer.fit(model, **kwargs)
+        except BaseException as error:
+            error.add_note(self._way_on())
+            raise
+
+    def _way_on(self) -> str:
+        last = Path(getattr(self.trainer.checkpoint_callback, "last_model_path", "") or "none")
+        if not self.folder or not last.is_file():
+            return "nothing was saved yet"
+        config, ckpt_path = (shlex.quote(str(path)) for path in (self.folder / "config.yaml", last))
+        return f"go on with: python -m wmact fit --config {config} --ckpt_path {ckpt_path}"
 
 
 def build(args: list[str] | None = None, **kwargs: Any) -> CLI:
     """Parse, instantiate and run; `kwargs` are LightningCLI's. Raises what goes wrong."""
+    OmegaConf.clear_resolver("oc.env")  # its values would end up in config.yaml, and tokens are such values
     return CLI(
         AgentModule,
         RolloutData,
         subclass_mode_model=True,
         subclass_mode_data=True,
         seed_everything_default=0,
+        auto_configure_optimizers=False,
         parser_kwargs={"parser_mode": "omegaconf+", "exit_on_error": False},
         save_config_kwargs={"overwrite": True},
         args=args,
@@ -68,14 +114,33 @@ def main(args: list[str] | None = None) -> None:
         _quiet()
     try:
         build(args)
-    except KeyboardInterrupt:
-        _leave("interrupted", INTERRUPTED)
-    except RolloutInterrupted:
-        _leave(f"terminated in a rollout, which is not trained on; {_resume_hint()}", TERMINATED)
+    except (RolloutInterrupted, SIGTERMException) as error:
+        _leave("terminated", TERMINATED, error)
+    except KeyboardInterrupt as error:
+        _leave("interrupted", INTERRUPTED, error)
+    except SystemExit as error:
+        if not isinstance(error.__context__, KeyboardInterrupt):  # which Lightning turns into this
+            raise
+        _leave("interrupted", INTERRUPTED, error)
     except TrainingStopped as error:
-        _leave(f"training stopped: {error}; {_resume_hint()}", STOPPED, error)
-    except (ArgumentError, ValueError, TypeError, OSError, ImportError, IndexError) as error:
-        _leave(str(error) or type(error).__name__, USAGE, error)
+        _leave(f"training stopped: {error}", STOPPED, error)
+    except ArgumentError as error:
+        _leave(f"{reason(error)}; python -m wmact fit --config FILE --print_config shows all settings", USAGE)
+    except BAD_INPUT as error:
+        _leave(reason(error), USAGE)
+
+
+def reason(error: BaseException) -> str:
+    """Tell an error in one line; of those that jsonargparse has wrapped, the key and the innermost reason."""
+    keys: list[str] = []
+    wrapper = re.compile(
+        r'\s*(?:Parser key "(.+?)":|Does not validate|Problem with given class_path|- Expected a path)'
+    )
+    while (wrapped := wrapper.match(str(error))) and (inner := error.__cause__ or error.__context__):
+        keys += [wrapped[1]] if wrapped[1] and wrapped[1] not in keys[-1:] else []
+        error = inner
+    told = re.sub(r"Expected an? (?:<class ')?(.+?)'?>?\. Got value: ", r"expected \1, but got ", str(error))
+    return ": ".join(([".".join(keys)] if keys else []) + [told or type(error).__name__])
 
 
 def _quiet() -> None:
@@ -88,11 +153,9 @@ def _quiet() -> None:
 
 
 def _leave(message: str, code: int, error: BaseException | None = None) -> None:
-    if error is not None and os.environ.get("WMACT_DEBUG"):
-        raise error
-    print(f"wmact: {' '.join(message.split())}", file=sys.stderr, flush=True)
+    """End with one line; with WMACT_DEBUG, inside the handler of an error, that error is raised instead."""
+    if os.environ.get("WMACT_DEBUG"):
+        raise
+    whole = "; ".join([message, *getattr(error, "__notes__", [])])
+    print(f"wmact: {printable(' '.join(whole.split()))}", file=sys.stderr, flush=True)
     sys.exit(code)
-
-
-def _resume_hint() -> str:
-    return "go on with: python -m wmact fit --config RUN/config.yaml --ckpt_path RUN/checkpoints/last.ckpt"

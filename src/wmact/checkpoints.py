@@ -1,0 +1,74 @@
+"""Checkpoint files: written whole or not at all, and looked at before anything is changed by them.
+
+Lightning writes to a temporary folder and moves the file, which is a copy where that is another filesystem: killed in
+the middle, it leaves half a checkpoint under the name of the last good one. It also holds the file in memory once more.
+"""
+
+import os
+import pickle
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.fabric.plugins import TorchCheckpointIO
+from lightning.pytorch import LightningModule
+
+
+class AtomicCheckpointIO(TorchCheckpointIO):
+    """Writes beside the old file, and takes its place when everything is on the disk. Remote paths are Lightning's."""
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None) -> None:
+        """Write a checkpoint.
+
+        Raises:
+            OSError: it cannot be written; what was at `path` is still there.
+        """
+        if "://" in str(path):
+            super().save_checkpoint(checkpoint, path, storage_options)
+            return
+        target = Path(path)
+        half = target.with_name(target.name + ".half")  # one name, so that what a killed run leaves is used again
+        try:
+            target.parent.mkdir(parents=True, exist_ok=True)
+            with half.open("wb") as file:
+                torch.save(checkpoint, file)
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(half, target)
+        except (OSError, RuntimeError) as error:  # torch tells a full disk as a RuntimeError
+            half.unlink(missing_ok=True)
+            reason = error.strerror if isinstance(error, OSError) else " ".join(str(error).split())[:200]
+            raise OSError(f"checkpoint {target} cannot be written ({reason}); the one before is intact") from error
+
+
+def check_checkpoint(path: str, model: LightningModule) -> None:
+    """Read a checkpoint as data, never as code, and compare it with the model that is to take its weights.
+
+    Raises:
+        ValueError: it is missing, damaged, holds more than data, or is another model's; the message names the first
+            parameter that does not fit and both shapes.
+    """
+    if not Path(path).is_file():
+        raise ValueError(f"ckpt_path={path!r}: no such file; give a checkpoint file, such as RUN/checkpoints/last.ckpt")
+    try:
+        checkpoint = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, LookupError, AttributeError, OSError) as error:
+        unsafe = "GLOBAL" in str(error) or "Unsupported global" in str(error)
+        what = "holds more than data, and is not loaded" if unsafe else "is damaged, or no checkpoint"
+        raise ValueError(f"ckpt_path={path!r}: the file {what}; give another one of the same folder") from error
+    weights = checkpoint.get("state_dict") if isinstance(checkpoint, dict) else None
+    if not isinstance(weights, dict):
+        raise ValueError(f"ckpt_path={path!r}: the file holds no training state; give one that `fit` has written")
+    ours = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
+    theirs = {name: tuple(tensor.shape) for name, tensor in weights.items()}
+    for name in [*ours, *theirs]:
+        there, here = theirs.get(name, "missing"), ours.get(name, "missing")
+        if there != here:
+            raise ValueError(
+                f"ckpt_path={path!r} is of another model: {name} is {there} in the checkpoint and {here} in the model; "
+                "give it with the settings it was trained with, which are in the config.yaml of its run"
+            )
+    # A shared critic has the same names and shapes as a separate one, and loading one as the other would mix them up.
+    before, now = (dict(each).get("critic") for each in (checkpoint.get("hyper_parameters", {}), model.hparams))
+    if before != now:
+        raise ValueError(f"ckpt_path={path!r} was trained with critic={before!r}, but model.critic={now!r}")
