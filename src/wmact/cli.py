@@ -148,7 +148,7 @@ def _quiet() -> None:
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
     logging.getLogger("lightning.fabric").setLevel(logging.WARNING)
     disable_progress_bar()
-    for on_purpose in ("does not have many workers", "log_every_n_steps", "LeafSpec", "Checkpoint directory"):
+    for on_purpose in ("does not have many workers", "log_every_n_steps", "LeafSpec", "Checkpoint directory", "sync_dist=True"):
         warnings.filterwarnings("ignore", message=f".*{on_purpose}")
 
 
