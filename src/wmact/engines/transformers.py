@@ -1,19 +1,20 @@
-"""The portable engine: transformers' own forward pass with continuous batching, in a screen of code.
+"""The portable engine: transformers' own forward pass with continuous batching, in two screens of code.
 
-It is the oracle that the fast engine is tested against, and runs wherever transformers does. The running requests are
-the rows of one left-padded key-value cache. Every step decodes one token of each row; new requests are prefilled
-together and become rows, finished ones are dropped and the padding that only they needed is cut off.
+It is the oracle that the fast engine is tested against, and runs wherever transformers does. Every sequence has a slot
+of the key-value cache. A step decodes one token of each running request and reads the prompts of new ones; a finished
+request leaves its keys and values in its slot, where the next turn of the same episode finds them.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from torch.nn import functional as F
 
 from .base import Completion, Request, check_request, check_sampling, check_sizes, context_length, match_weights
 from .process import preserve_rng
+
+READ_AT_ONCE = 8192  # tokens of prompts, padding included, in one forward pass: bounds its memory
 
 
 class _Row:
@@ -24,20 +25,26 @@ class _Row:
         # All its chance is drawn here, so that what else is in the batch cannot change its tokens.
         generator = torch.Generator().manual_seed(request.seed)
         self.uniforms = torch.rand(request.max_tokens, dtype=torch.float64, generator=generator).tolist()
-        self.token_ids: list[int] = []
+        self.ids = list(request.prompt_ids)
         self.logprobs: list[float] = []
+        self.slot = -1
+        self.cached = 0  # of ids, so many are in the slot
+
+    @property
+    def token_ids(self) -> list[int]:
+        return self.ids[len(self.request.prompt_ids) :]
 
     @property
     def stopped(self) -> bool:
-        return self.token_ids[-1] in self.stop_token_ids
+        return self.ids[-1] in self.stop_token_ids
 
     @property
     def finished(self) -> bool:
-        return self.stopped or len(self.token_ids) == self.request.max_tokens
+        return self.stopped or len(self.logprobs) == self.request.max_tokens
 
 
 class TransformersEngine:
-    """Generates with any causal language model of transformers that keeps keys and values (no state-space models).
+    """Generates with any causal language model of transformers whose layers attend to all earlier tokens.
 
     In float32 a request gives the same tokens whatever else is in the batch, up to rounding; the same submissions in
     the same order give the same floats on a CPU.
@@ -63,10 +70,14 @@ class TransformersEngine:
         self.max_num_seqs, self._max_model_len = max_num_seqs, max_model_len
         self._model: Any = None
         self._source = ""
+        self._forget()
+
+    def _forget(self) -> None:
         self._waiting: list[_Row] = []
-        self._rows: list[_Row] = []
-        self._cache: Any = None  # of the rows: keys and values (B, heads, T, head size) a layer
-        self._mask = torch.empty(0)  # (B, T): 1 where the cache holds a token, 0 in the padding on its left
+        self._running: list[_Row] = []
+        self._cache: Any = None  # a SlotCache
+        self._slots: list[list[int]] = []  # the ids whose keys and values a slot holds
+        self._free: list[int] = []  # slots without a running request, the longest unused first
 
     def start(self, model: str | Path, *, stop_token_ids: Sequence[int], temperature: float = 1.0) -> None:
         if self._model is None:
@@ -77,15 +88,19 @@ class TransformersEngine:
         self._stop_token_ids, self._temperature = frozenset(stop_token_ids), temperature
 
     def _load(self, source: str) -> None:
-        from transformers import AutoModelForCausalLM
+        from transformers import AutoConfig, AutoModelForCausalLM
 
+        from .slots import check_attention
+
+        config = AutoConfig.from_pretrained(source, trust_remote_code=self.trust_remote_code)
+        self._limit = context_length(config, self._max_model_len)
+        check_attention(config, self._limit)
+        self._vocab_size = config.get_text_config().vocab_size
         device = ("cuda" if torch.cuda.is_available() else "cpu") if self.device == "auto" else self.device
         with preserve_rng():
             model: Any = AutoModelForCausalLM.from_pretrained(
                 source, dtype=self.dtype, trust_remote_code=self.trust_remote_code
             )
-        self._limit = context_length(model.config, self._max_model_len)
-        self._vocab_size = model.config.get_text_config().vocab_size
         self._model, self._source = model.to(device).eval().requires_grad_(False), source
 
     @property
@@ -95,112 +110,116 @@ class TransformersEngine:
 
     def submit(self, request: Request) -> None:
         self._check_started()
-        in_flight = {row.request.id for row in self._waiting + self._rows}
+        in_flight = {row.request.id for row in self._waiting + self._running}
         check_request(request, self._limit, self._vocab_size, in_flight)
         self._waiting.append(_Row(request, self._stop_token_ids, self._temperature))
 
     @torch.inference_mode()
     def step(self) -> list[Completion]:
         self._check_started()
-        room = self.max_num_seqs - len(self._rows)
+        room = self.max_num_seqs - len(self._running)
         new, self._waiting = self._waiting[:room], self._waiting[room:]
-        logits = ([self._decode()] if self._rows else []) + ([self._prefill(new)] if new else [])
-        if not logits:
+        for row in new:
+            self._take_slot(row)
+        batches = [self._running] if self._running else []
+        batches += _batches(new)
+        self._running = [row for batch in batches for row in batch]
+        if not batches:
             return []
-        self._sample(torch.cat(logits))
-        done = [row for row in self._rows if row.finished]
-        if done:
-            self._keep([i for i, row in enumerate(self._rows) if not row.finished])
+        self._sample(torch.cat([self._forward(batch) for batch in batches]))
+        done = [row for row in self._running if row.finished]
+        self._running = sorted((row for row in self._running if not row.finished), key=lambda row: row.slot)
+        for row in done:
+            self._slots[row.slot] = row.ids[: row.cached]
+            self._free.append(row.slot)
         return [Completion(row.request.id, row.token_ids, row.logprobs, row.stopped) for row in done]
 
     def abort(self) -> None:
-        self._waiting, self._rows, self._cache = [], [], None
+        self._forget()
 
     def load_weights(self, weights: Iterable[tuple[str, torch.Tensor]]) -> None:
         self._check_started()
-        if self._rows or self._waiting:
-            raise RuntimeError(f"{len(self._rows + self._waiting)} requests are in flight; abort() them first")
+        if in_flight := len(self._waiting + self._running):
+            raise RuntimeError(f"{in_flight} requests are in flight; abort() them first")
         parameters = dict(self._model.named_parameters())
         for name, tensor in match_weights(weights, self._model):
             parameters[name].copy_(tensor)
+        self._forget()
 
     def close(self) -> None:
         self._model = None
-        self.abort()
+        self._forget()
 
     def _check_started(self) -> None:
         if self._model is None:
             raise RuntimeError("the engine is not started")
 
-    def _forward(self, ids: torch.Tensor, mask: torch.Tensor, cache: Any) -> torch.Tensor:
-        """Logits (B, vocabulary) of the token after ``ids`` (B, T), whose keys and values are appended to ``cache``."""
-        positions = (mask.cumsum(1) - 1).clamp(min=0)[:, -ids.shape[1] :]
-        out = self._model(ids, attention_mask=mask, position_ids=positions, past_key_values=cache, logits_to_keep=1)
-        return out.logits[:, -1].float()
-
-    def _decode(self) -> torch.Tensor:
-        """One more token for each running row."""
-        self._mask = F.pad(self._mask, (0, 1), value=1)
-        ids = torch.tensor([row.token_ids[-1:] for row in self._rows], device=self._model.device)
-        return self._forward(ids, self._mask, self._cache)
-
-    def _prefill(self, rows: list[_Row]) -> torch.Tensor:
-        """Read the prompts of ``rows`` and add them to the running ones."""
-        from transformers import DynamicCache
-
-        longest = max(len(row.request.prompt_ids) for row in rows)
-        pads = [longest - len(row.request.prompt_ids) for row in rows]
-        prompts = [[0] * pad + row.request.prompt_ids for pad, row in zip(pads, rows, strict=True)]
-        ids = torch.tensor(prompts, device=self._model.device)
-        mask = (torch.arange(longest) >= torch.tensor(pads)[:, None]).long().to(ids.device)
-        cache = DynamicCache()
-        logits = self._forward(ids, mask, cache)
-        if self._rows:
-            _merge(self._cache, cache)
-            longest = max(longest, self._mask.shape[1])
-            self._mask = torch.cat([_pad_left(self._mask, longest, 1), _pad_left(mask, longest, 1)])
+    def _take_slot(self, row: _Row) -> None:
+        """The free slot that holds most of the prompt, else an empty one, else the longest unused."""
+        prompt, held = row.request.prompt_ids, self._slots
+        prefixes = [slot for slot in self._free if held[slot] == prompt[: len(held[slot])] and held[slot] != prompt]
+        if prefixes:
+            row.slot = max(prefixes, key=lambda slot: len(held[slot]))
+            row.cached = len(held[row.slot])
+        elif len(held) < self.max_num_seqs:
+            row.slot = len(held)
+            held.append([])
+            return
         else:
-            self._cache, self._mask = cache, mask
-        self._rows += rows
-        return logits
+            row.slot = self._free[0]
+        self._free.remove(row.slot)
+
+    def _forward(self, rows: list[_Row]) -> torch.Tensor:
+        """Read the ids of ``rows`` that are not cached yet; logits (B, vocabulary) of the token after them."""
+        from .slots import SlotCache
+
+        if self._cache is None:
+            self._cache = SlotCache()
+        length, width = max(len(row.ids) for row in rows), max(len(row.ids) - row.cached for row in rows)
+        ids, columns = [], []
+        for row in rows:
+            padding = width - (len(row.ids) - row.cached)
+            ids.append([0] * padding + row.ids[row.cached :])
+            columns.append([length] * padding + list(range(row.cached, len(row.ids))))  # padding: a column not read
+            row.cached = len(row.ids)
+        device, dtype = self._model.device, self._model.dtype
+        place = torch.tensor(columns, device=device)
+        hidden = torch.arange(length, device=device) > place[:, None, :, None]  # (B, 1, T, length)
+        mask = torch.zeros(hidden.shape, dtype=dtype, device=device).masked_fill_(hidden, torch.finfo(dtype).min)
+        self._cache.place([row.slot for row in rows], place, length)
+        out = self._model(
+            torch.tensor(ids, device=device),
+            attention_mask=mask,
+            position_ids=place.clamp(max=length - 1),
+            past_key_values=self._cache,
+            logits_to_keep=1,
+        )
+        return out.logits[:, -1].float()
 
     def _sample(self, logits: torch.Tensor) -> None:
         """Draw the next token of each row by inverting the cumulative distribution at its next uniform number."""
-        temperature = torch.tensor([[row.temperature] for row in self._rows], device=logits.device)
+        temperature = torch.tensor([[row.temperature] for row in self._running], device=logits.device)
         logprobs = (logits / temperature.where(temperature > 0, 1)).log_softmax(-1)
         cumulative = logprobs.double().exp().cumsum(-1)
-        uniforms = [[row.uniforms[len(row.token_ids)]] for row in self._rows]
+        uniforms = [[row.uniforms[len(row.logprobs)]] for row in self._running]
         # The sum is 1 up to rounding. The first index beyond the threshold has a positive probability.
         threshold = torch.tensor(uniforms, dtype=torch.float64, device=logits.device) * cumulative[:, -1:]
         tokens = torch.searchsorted(cumulative, threshold, right=True)
         tokens = tokens.where(temperature > 0, logprobs.argmax(-1, keepdim=True))
         chosen = logprobs.gather(1, tokens)
-        for row, token, logprob in zip(self._rows, tokens[:, 0].tolist(), chosen[:, 0].tolist(), strict=True):
-            row.token_ids.append(token)
+        for row, token, logprob in zip(self._running, tokens[:, 0].tolist(), chosen[:, 0].tolist(), strict=True):
+            row.ids.append(token)
             row.logprobs.append(logprob)
 
-    def _keep(self, indices: list[int]) -> None:
-        """Drop the other rows, and the columns that are padding in all that stay."""
-        if not indices:
-            self._rows, self._cache = [], None
-            return
-        self._rows = [self._rows[i] for i in indices]
-        index = torch.tensor(indices, device=self._mask.device)
-        self._mask = self._mask[index]
-        start = int(self._mask.any(0).nonzero()[0])
-        self._mask = self._mask[:, start:]
-        for layer in self._cache.layers:
-            layer.keys, layer.values = layer.keys[index, :, start:], layer.values[index, :, start:]
 
-
-def _merge(running: Any, new: Any) -> None:
-    """Append the rows of cache ``new`` to ``running``, the shorter one padded on the left."""
-    for old, layer in zip(running.layers, new.layers, strict=True):
-        longest = max(old.keys.shape[-2], layer.keys.shape[-2])
-        old.keys = torch.cat([_pad_left(old.keys, longest, -2), _pad_left(layer.keys, longest, -2)])
-        old.values = torch.cat([_pad_left(old.values, longest, -2), _pad_left(layer.values, longest, -2)])
-
-
-def _pad_left(tensor: torch.Tensor, length: int, dim: int) -> torch.Tensor:
-    missing = length - tensor.shape[dim]
-    return F.pad(tensor, (0, 0, missing, 0) if dim == -2 else (missing, 0))
+def _batches(rows: list[_Row]) -> Iterator[list[_Row]]:
+    """``rows`` in groups to be read at once, each padded to its longest."""
+    batch: list[_Row] = []
+    for row in rows:
+        longest = max(len(other.ids) - other.cached for other in [*batch, row])
+        if batch and longest * (len(batch) + 1) > READ_AT_ONCE:
+            yield batch
+            batch = []
+        batch.append(row)
+    if batch:
+        yield batch
