@@ -114,6 +114,13 @@ class PPO(AgentModule):
         ]
         return torch.optim.AdamW(groups, betas=self.hparams.betas, weight_decay=self.hparams.weight_decay)
 
+    def on_train_start(self) -> None:
+        """Take learning rates, betas and weight decay from the settings; a checkpoint has just put back its own."""
+        groups = self.optimizers().param_groups  # type: ignore[union-attr]
+        for group, asked in zip(groups, self.configure_optimizers().param_groups, strict=True):
+            group |= {name: value for name, value in asked.items() if name != "params"}
+        super().on_train_start()
+
     def training_step(self, batch: Batch, batch_idx: int) -> None:
         """One iteration: values → advantages → losses → step."""
         cfg = self.hparams
