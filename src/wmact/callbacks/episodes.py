@@ -12,11 +12,13 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from wmact import view
 from wmact.callbacks.common import at_least, rollouts
 from wmact.loggers import TensorBoard, run_folder
-from wmact.types import Episode, Turn
+from wmact.types import Episode, Played, Turn
 
 
 class EpisodeLog(Callback):
     """Append every training episode to ``<run folder>/episodes.jsonl``, one JSON object a line (`episode_record`).
+
+    What `predict` plays is written there too, as iteration 0 of a folder of its own.
 
     The file only grows, except that a resumed run, before its first new line, cuts off the iterations it plays again.
     With several processes each writes its own episodes: the first as above, the others ``episodes.rank1.jsonl``, ….
@@ -44,6 +46,11 @@ class EpisodeLog(Callback):
             cut_episodes(self._path, iteration)
         if self._path and iteration % self.every == 0:
             append_episodes(self._path, iteration, rollouts(trainer).episodes, token_ids=self.token_ids)
+
+    def on_predict_batch_end(self, trainer: Trainer, pl_module: LightningModule, outputs: Played, *args: Any) -> None:
+        """Append what was played."""
+        if path := episode_log(trainer):
+            append_episodes(path, 0, outputs.episodes, token_ids=self.token_ids)
 
 
 def episode_log(trainer: Trainer) -> Path | None:
