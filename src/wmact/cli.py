@@ -60,15 +60,14 @@ class CLI(LightningCLI):
         """Take no settings from a checkpoint: Lightning would let them silently beat those of the command line."""
 
     def after_instantiate_classes(self) -> None:
-        """Look at the checkpoint before anything is written or started, and write new ones safely."""
-        if ckpt_path := self.config[self.subcommand].get("ckpt_path"):
+        """Look at the checkpoint before anything is written, then open one folder for all: that of a resumed run."""
+        ckpt_path = self._get(self.config, "ckpt_path")
+        if ckpt_path:
             check_checkpoint(ckpt_path, self.model)
         if type(self.trainer.strategy.checkpoint_io) is TorchCheckpointIO:
             self.trainer.strategy.checkpoint_io = AtomicCheckpointIO()
-
-    def before_fit(self) -> None:
-        """Open the run folder, or that of the checkpoint, before anything is written."""
-        self.folder = open_run_folder(self.trainer.loggers, self.config["fit"].get("ckpt_path"))
+        if self.subcommand is not None:
+            self.folder = open_run_folder(self.trainer.loggers, ckpt_path if self.subcommand == "fit" else None)
         if self.folder and self.trainer.is_global_zero:
             print(f"run folder {self.folder}", flush=True)
 
@@ -148,7 +147,14 @@ def _quiet() -> None:
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
     logging.getLogger("lightning.fabric").setLevel(logging.WARNING)
     disable_progress_bar()
-    for on_purpose in ("does not have many workers", "log_every_n_steps", "LeafSpec", "Checkpoint directory", "sync_dist=True"):
+    for on_purpose in (
+        "does not have many workers",
+        "log_every_n_steps",
+        "LeafSpec",
+        "Checkpoint directory",
+        "dirpath has changed",
+        "sync_dist=True",
+    ):
         warnings.filterwarnings("ignore", message=f".*{on_purpose}")
 
 
