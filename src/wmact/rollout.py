@@ -81,12 +81,13 @@ def deadline(seconds: float, stop: Callable[[], bool] = lambda: False) -> Iterat
             raise TimeoutError(f"the environment took more than {seconds} s (data.limits.step_seconds)")
 
     previous = signal.signal(signal.SIGALRM, look)
-    signal.setitimer(signal.ITIMER_REAL, min(seconds, 1), min(seconds, 1))
+    others = signal.setitimer(signal.ITIMER_REAL, min(seconds, 1), min(seconds, 1))
     try:
         yield
     finally:
         signal.setitimer(signal.ITIMER_REAL, 0)
         signal.signal(signal.SIGALRM, previous)
+        signal.setitimer(signal.ITIMER_REAL, *others)  # somebody else's alarm, such as a test's timeout, goes on
 
 
 class Player:
