@@ -13,6 +13,7 @@ from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
     Gemma2Config,
+    GPT2Config,
     LlamaConfig,
     PreTrainedModel,
     Qwen2Config,
@@ -36,6 +37,10 @@ CONFIGS = {
     "gemma2": Gemma2Config(
         **SIZES, num_key_value_heads=2, final_logit_softcapping=5.0, attn_logit_softcapping=None, sliding_window=32,
         query_pre_attn_scalar=8,
+    ),
+    # learned positions: unlike rotary ones they tell whether each episode is counted from 0
+    "gpt2": GPT2Config(
+        vocab_size=50, n_embd=32, n_layer=2, n_head=4, n_positions=64, resid_pdrop=0.0, embd_pdrop=0.0, attn_pdrop=0.0
     ),
 }  # fmt: skip
 

@@ -5,7 +5,7 @@ import math
 import signal
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import gymnasium
@@ -19,7 +19,7 @@ from wmact.engines import Completion, Request
 from wmact.nano import build_tokenizer
 from wmact.rollout import Limits, RolloutInterrupted, Task, play
 from wmact.types import Episode
-from wmact_envs.maze import MazeEnv
+from wmact_envs.maze import MazeEnv, list_cells
 
 CHAT = Chat(build_tokenizer())
 TOKENIZER = build_tokenizer()
@@ -250,7 +250,8 @@ def test_the_maze_solved_in_one_turn_and_in_several(scripted: Any) -> None:
         assert episode.stop_reason == "solved"
         assert episode.optimal_length == episode.num_effective == len(episode.actions) == best
         assert len(episode.turns) == (1 if i % 2 == 0 else best)
-        assert episode.observations[0].startswith("you (")
+        look.reset(options={"level": episode.level})
+        assert episode.observations[0] == list_cells(look.maze, look.state)
         assert len(episode.observations) == len(episode.turns)  # none is appended after the end
     assert episodes[0].level_id == episodes[1].level_id
     _, info = look.reset(options={"level": 3})
@@ -429,6 +430,16 @@ def test_an_environment_that_raises_ends_its_own_episode_only(scripted: Any, whe
     assert len(episode.turns) == (0 if when == "reset" else 1)
 
 
+def test_an_environment_is_used_again_after_its_fault(scripted: Any) -> None:
+    def twist(env: Corridor, action: str) -> Any:
+        return boom(env, action) if env.level == 1 and action == "right" else None
+
+    env = Corridor(twist=twist)
+    episodes = several([env], tasks(3), scripted(replies(acting("right"))))
+    assert [episode.stop_reason for episode in episodes] == ["solved", "error", "solved"]
+    assert env.resets == [0, 1, 2]
+
+
 def test_what_happened_before_the_fault_is_kept(scripted: Any) -> None:
     def twist(env: Corridor, action: str) -> Any:
         return boom(env, action) if action != "reset" and env.cell == 2 else None
@@ -466,18 +477,37 @@ def test_an_environment_that_hangs_ends_its_own_episode_only(scripted: Any, when
     assert "in hang" in str(episode.error)
 
 
-def test_the_deadline_leaves_the_process_as_it_was() -> None:
-    mine = signal.signal(signal.SIGALRM, signal.SIG_IGN)
-    try:
-        with pytest.raises(TimeoutError), rollout.deadline(0.01):
-            time.sleep(5)
-        assert signal.getsignal(signal.SIGALRM) == signal.SIG_IGN
-        assert signal.getitimer(signal.ITIMER_REAL) == (0, 0)
-        with rollout.deadline(0.01):
-            pass
-        time.sleep(0.03)  # nothing comes after the block
-    finally:
-        signal.signal(signal.SIGALRM, mine)
+@pytest.fixture
+def own_alarm() -> Iterator[list[float]]:
+    """When SIGALRM came, instead of what the test runner does with it."""
+    came: list[float] = []
+    handler = signal.signal(signal.SIGALRM, lambda *_: came.append(time.perf_counter()))
+    timer = signal.setitimer(signal.ITIMER_REAL, 0)
+    yield came
+    signal.setitimer(signal.ITIMER_REAL, 0)
+    signal.signal(signal.SIGALRM, handler)
+    signal.setitimer(signal.ITIMER_REAL, *timer)
+
+
+def test_the_deadline_leaves_nothing_behind(own_alarm: list[float]) -> None:
+    handler = signal.getsignal(signal.SIGALRM)
+    with pytest.raises(TimeoutError), rollout.deadline(0.01):
+        time.sleep(5)
+    with rollout.deadline(0.01):
+        pass
+    assert signal.getsignal(signal.SIGALRM) == handler
+    assert signal.getitimer(signal.ITIMER_REAL) == (0, 0)
+    time.sleep(0.03)
+    assert own_alarm == []  # nothing comes after the block
+
+
+def test_the_deadline_lets_somebody_elses_alarm_go_on(own_alarm: list[float]) -> None:
+    signal.setitimer(signal.ITIMER_REAL, 0.1)
+    with rollout.deadline(50):
+        time.sleep(0.01)
+    assert 0 < signal.getitimer(signal.ITIMER_REAL)[0] <= 0.1
+    time.sleep(0.15)
+    assert len(own_alarm) == 1
 
 
 def test_outside_the_main_thread_there_is_no_deadline_and_no_error(scripted: Any) -> None:
@@ -508,6 +538,35 @@ def test_stop_gives_the_rollout_up(scripted: Any) -> None:
     assert engine.aborted == 1
     assert not engine._requests
     assert next(asked) == 6  # it was asked at every step of the engine
+
+
+@pytest.mark.parametrize("when", ["reset", "right"])
+def test_stop_reaches_into_an_environment_that_takes_long(scripted: Any, when: str) -> None:
+    """It is a second at most until it is noticed, not the environment's minute."""
+    stopped: list[float] = []
+
+    def twist(env: Corridor, action: str) -> Any:
+        if action == when:
+            stopped.append(time.perf_counter())
+            time.sleep(20)
+
+    engine = scripted(replies(acting("right")))
+    with pytest.raises(RolloutInterrupted):
+        several([Corridor(twist=twist)], tasks(1), engine, stop=lambda: bool(stopped))
+    assert time.perf_counter() - stopped[0] < 5
+    assert engine.aborted == 1
+
+
+def test_an_interrupt_leaves_no_request_in_the_engine(scripted: Any) -> None:
+    engine = scripted(replies(acting("right")))
+
+    def twist(env: Corridor, action: str) -> Any:
+        if action == "right":
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        several([Corridor(twist=twist) for _ in range(3)], tasks(3), engine)
+    assert engine.aborted == 1
 
 
 def test_nothing_to_play(scripted: Any) -> None:
