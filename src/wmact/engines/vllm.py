@@ -6,6 +6,7 @@ copy of the old embedding; and prefixes cached under the old weights would be us
 """
 
 import gc
+import importlib.util
 import logging
 import os
 import warnings
@@ -30,10 +31,9 @@ ENVIRONMENT = {  # read when vllm is imported; what the user has set stays
 class VLLMEngine:
     """Generates with vLLM on the CPU, where it was measured and is tested, or on one GPU, where it was never run.
 
-    The GPU route follows the code of vLLM 0.32. In float32 the logprobs agree with transformers to about 1e-5. In
-    bfloat16 both are off by about 0.1 for single tokens, so that even on-policy importance weights differ from 1.
-
-    Start it after the trainer has set up its processes: where there is no process group it makes one of its own.
+    In float32 the logprobs agree with transformers to about 1e-5. In bfloat16 both are off by about 0.1 for single
+    tokens, so that even on-policy importance weights differ from 1. Mixtures of experts were not tried. Start it after
+    the trainer has set up its processes: where there is no process group it makes one of its own.
 
     Args:
         dtype: Of weights and arithmetic; "auto" is that of the checkpoint, also where vLLM would lower a float32.
@@ -78,6 +78,9 @@ class VLLMEngine:
         self._stop_token_ids, self._temperature = list(stop_token_ids), temperature
 
     def _load(self, source: str) -> None:
+        if not importlib.util.find_spec("vllm"):
+            hint = "VLLMEngine needs vLLM: pip install 'wmact[cpu]', or 'wmact[gpu]' on a machine with a GPU"
+            raise ModuleNotFoundError(hint, name="vllm")
         for name, value in ENVIRONMENT.items():
             os.environ.setdefault(name, value)
         if os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] != "0":
@@ -86,14 +89,8 @@ class VLLMEngine:
         self._keep_group = torch.distributed.is_initialized()
         with guest(self._keep_group), preserve_rng(), preserve_environment(), warnings.catch_warnings():
             warnings.simplefilter("ignore", FutureWarning)  # it looks into every module, deprecated names too
-            try:
-                from vllm import EngineArgs, LLMEngine
-            except ModuleNotFoundError as error:
-                if error.name != "vllm":
-                    raise
-                message = "VLLMEngine needs vLLM: pip install 'wmact[cpu]', or 'wmact[gpu]' on a machine with a GPU"
-                raise ModuleNotFoundError(message, name="vllm") from None
             from transformers import AutoConfig, AutoModelForCausalLM
+            from vllm import EngineArgs, LLMEngine
             from vllm.distributed import cleanup_dist_env_and_memory
 
             config = AutoConfig.from_pretrained(source, trust_remote_code=self.trust_remote_code)
@@ -111,7 +108,7 @@ class VLLMEngine:
                 raise
         self._llm, self._skeleton, self._source, self._failure = llm, skeleton, source, ""
         self._vocab_size = config.get_text_config().vocab_size
-        # Also when nobody closes: at exit vLLM's own shutdown fails on a CPU, outside of guest().
+        # Runs at exit too if nobody closes: vLLM's own finalizer would fail there, outside of guest().
         self._shutdown = weakref.finalize(self, _shut_down, llm.engine_core, self._keep_group)
 
     def _arguments(self, source: str, config: Any) -> dict[str, Any]:
@@ -121,7 +118,6 @@ class VLLMEngine:
         gib = self.kv_cache_gib or (None if cuda else 1.0)  # eager and of a given size: vLLM skips its warm-up
         dtype = str(config.dtype or torch.float32).removeprefix("torch.") if self.dtype == "auto" else self.dtype
         length = context_length(config, self._max_model_len)
-        context = context_length(config, self._max_model_len)
         return {
             "model": source,
             "dtype": dtype,
@@ -133,10 +129,7 @@ class VLLMEngine:
             "trust_remote_code": self.trust_remote_code,
             "block_size": None if cuda else 32,  # the least on CPU; its default of 128 shares fewer prefixes
             "enable_prefix_caching": True,
-            # With a seed a request, vLLM on CPU dies on a prompt that it prefills in parts: it winds the request's
-            # generator back, and a CPU generator has no offset to wind. So prompts are taken whole.
-            **({} if cuda else {"enable_chunked_prefill": False, "max_num_batched_tokens": max(8192, context)}),
-            # On CPU a prompt read in pieces fails when its request has a seed: a CPU generator cannot be set back.
+            # On CPU vLLM dies on a prompt read in parts whose request has a seed: a CPU generator cannot be wound back.
             "enable_chunked_prefill": cuda,
             "max_num_batched_tokens": None if cuda else max(4096, length + self.max_num_seqs),
             "logprobs_mode": "processed_logprobs",  # after the temperature: what was sampled from
