@@ -118,9 +118,19 @@ def draw(maze: Maze, position: Cell | None = None) -> str:
 
 
 def list_cells(maze: Maze, position: Cell) -> str:
-    """Tell the maze as coordinates, e.g. `you (1,1) goal (1,3) open (1,1) (1,2) (1,3)`; open cells in reading order."""
-    you, goal, *open_cells = (f"({r},{c})" for r, c in (position, maze.goal, *np.argwhere(~maze.walls)))
-    return " ".join(("you", you, "goal", goal, "open", *open_cells))
+    """Tell the maze as coordinates: inner walls and open cells in reading order, then the goal, then the player.
+
+    A 5 x 5 maze reads, for example, `wall (2,2) (3,2) open (1,1) (1,2) (1,3) (2,1) (2,3) (3,1) (3,3) goal (3,3) you
+    (1,1)`. Walls are told although they follow from the rest: to find a thing is easier than to find that it is absent.
+    """
+    inner = maze.walls[1:-1, 1:-1]
+    lists = {
+        "wall": np.argwhere(inner) + 1,
+        "open": np.argwhere(~inner) + 1,
+        "goal": [maze.goal],
+        "you": [position],
+    }
+    return " ".join(" ".join([word, *(f"({r},{c})" for r, c in cells)]) for word, cells in lists.items())
 
 
 def parse(text: str) -> Maze:
@@ -278,8 +288,8 @@ The maze is drawn with one line a row and one symbol a cell:
     "cells": """\
 Cells are written (row,column), counted from (0,0) in the upper left corner. \
 Up takes one from the row, down adds one to it; left takes one from the column, right adds one to it.
-After "you" comes your cell, after "goal" the cell to reach, after "open" every cell you can stand on. \
-All other cells are walls.""",
+After "wall" come the walls, except those around the maze, after "open" the cells you can stand on, \
+after "goal" the cell to reach, after "you" your cell.""",
 }
 
 
@@ -373,5 +383,5 @@ def observation_space(size: int, layout: str) -> Text:
         length = size * (size + 1) - 1  # rows, and a newline between them
         return Text(min_length=length, max_length=length, charset="#.PG*\n")
     longest_cell = len(f" ({size - 1},{size - 1})")
-    length = len("you goal open") + (2 + size * size) * longest_cell
-    return Text(max_length=length, charset=frozenset("you goal open (,) 0123456789"))
+    length = len("wall open goal you") + (2 + size * size) * longest_cell
+    return Text(max_length=length, charset=frozenset("wall open goal you (,) 0123456789"))

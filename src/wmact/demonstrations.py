@@ -38,6 +38,8 @@ class Manner:
         notice: chance that any other move is chosen among the actions that change something.
         slip: chance that a simulated move is first told wrongly and then corrected; 0 shows no reflection.
         careless: chance that a random action that turns out to be blocked stands before an action of the plan.
+        impulse: chance that one or two random actions, foreseen by no thought, follow the plan. Without them a model
+            learns to believe that it is where it meant to go, instead of reading where it is.
         longest: most simulated moves of a thought.
     """
 
@@ -48,6 +50,7 @@ class Manner:
     notice: float = 0.8
     slip: float = 0.02
     careless: float = 0.2
+    impulse: float = 0.3
     longest: int = 40
 
 
@@ -84,6 +87,8 @@ def demonstrate(env: Any, rng: np.random.Generator, manner: Manner) -> str:
         action = next(a for a in reversed(tried[actor.state]) if copy.copy(actor).step(a)[-1]["effective"])
         actor.step(action)
         plan += [action, actor.place()]
+    if rng.random() < manner.impulse:
+        plan += rng.choice(env.action_names, size=rng.integers(1, 3)).tolist()
     return f"<think> {' '.join(thought)} </think> <action> {' '.join(plan)} </action>"
 
 
@@ -145,8 +150,9 @@ class DemonstrationData(RolloutData):
             level, seed = np.random.SeedSequence([self.seed, self.cursor]).generate_state(2).tolist()
             self.cursor += 1
             task = Task(level % 2**31, 0, seed)
+            turns = 1 + seed % self.max_turns  # of all lengths: a board told again and again teaches little
             assert self._chat is not None
-            episodes.append(play_demonstration(pool[0], task, self._chat, self.limits, self.max_turns, self.manner))
+            episodes.append(play_demonstration(pool[0], task, self._chat, self.limits, turns, self.manner))
         self.episodes = episodes
         return collate(episodes)
 

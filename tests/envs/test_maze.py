@@ -100,8 +100,9 @@ def test_observations_by_hand():
     open_cells = (
         "(1,1) (1,2) (1,3) (1,5) (2,1) (2,3) (2,5) (3,1) (3,3) (3,4) (3,5) (4,1) (4,5) (5,1) (5,2) (5,3) (5,4) (5,5)"
     )
-    assert maze.list_cells(m, (1, 1)) == f"you (1,1) goal (5,3) open {open_cells}"
-    assert maze.list_cells(m, (5, 3)) == f"you (5,3) goal (5,3) open {open_cells}"
+    walls = "(1,4) (2,2) (2,4) (3,2) (4,2) (4,3) (4,4)"  # the 5 * 5 = 25 inner cells less 18 open ones
+    assert maze.list_cells(m, (1, 1)) == f"wall {walls} open {open_cells} goal (5,3) you (1,1)"
+    assert maze.list_cells(m, (5, 3)) == f"wall {walls} open {open_cells} goal (5,3) you (5,3)"
 
 
 def test_parse_reads_what_draw_writes():
@@ -346,7 +347,7 @@ def test_made_with_arguments():
 def test_rules_explain_the_layout_in_use():
     grid, cells = MazeEnv(layout="grid").rules, MazeEnv(layout="cells").rules
     assert all(symbol in grid for symbol in ("# wall", ". floor", "P you", "G the goal", "* you on the goal"))
-    assert all(word in cells for word in ("(row,column)", "(0,0)", '"you"', '"goal"', '"open"'))
+    assert all(word in cells for word in ("(row,column)", "(0,0)", '"you"', '"goal"', '"open"', '"wall"'))
     assert "#" not in cells
     assert '"open"' not in grid
 
@@ -379,8 +380,8 @@ def test_steps_by_hand(layout, monkeypatch):
     if layout == "grid":
         assert start == BY_HAND
     else:
-        assert start.startswith("you (1,1) goal (5,3) open (1,1) (1,2) (1,3) (1,5) (2,1) ")
-        assert start.endswith(" (5,4) (5,5)")
+        assert start.startswith("wall (1,4) (2,2) (2,4) (3,2) (4,2) (4,3) (4,4) open (1,1) (1,2) (1,3) (1,5) (2,1) ")
+        assert start.endswith(" (5,4) (5,5) goal (5,3) you (1,1)")
     for action, valid in (("up", True), ("left", True), ("jump", False), ("", False)):  # two walls, two non-actions
         observation, reward, terminated, truncated, info = env.step(action)
         assert (observation, reward, terminated, truncated) == (start, 0.0, False, False)
