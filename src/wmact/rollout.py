@@ -122,7 +122,7 @@ class Player:
             observation, info = self.env.reset(seed=level, options={"level": level})
             self.observation = _text(observation)
             self.episode.level_id = str(info.get("level_id", self.episode.level_id))
-            self.episode.optimal_length = int(info.get("optimal_length", 0))
+            self.episode.optimal_length = int(info.get("optimal_length") or 0)
         self.episode.observations.append(self.observation)
         rules, example = getattr(text, "rules", ""), getattr(text, "example_actions", ())
         told = protocol.instructions(rules, self.action_names, example).strip() if self.told else None
