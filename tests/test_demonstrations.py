@@ -15,7 +15,7 @@ from wmact.nano import build_tokenizer
 from wmact.rollout import Limits, Task
 from wmact_envs.maze import MazeEnv, draw, list_cells, move, parse
 
-SLIPPING = Manner(patience=0.3, short_mean=6, slip=0.4, careless=0.5)
+SLIPPING = Manner(patience=0.3, short_mean=6, slip=0.4, careless=0.5, impulse=1.0)
 REPLY = re.compile(r"<think> (.*?) </think> <action> (.*?) ?</action>")
 
 
@@ -48,6 +48,12 @@ def steps(words: list[str]) -> list[tuple[str, list[str], str]]:
             outcome, i = words[i + 1], i + 2
         found.append((action, claims, outcome))
     return found
+
+
+def split(plan: list[str]) -> tuple[list[tuple[str, str]], list[str]]:
+    """The planned actions with what they lead to, and the impulsive ones after them, of which nothing is foretold."""
+    foretold = max((i + 1 for i, word in enumerate(plan) if word.startswith("(")), default=0)
+    return list(zip(plan[:foretold:2], plan[1:foretold:2], strict=True)), plan[foretold:]
 
 
 @pytest.mark.parametrize("manner", [Manner(), SLIPPING])
@@ -89,7 +95,9 @@ def test_the_plan_goes_where_the_thought_ended_without_a_detour(level: int, mann
             position = move(walls, position, action)
         thought_ends, position = position, env.state
         seen = [position]
-        for action, told in zip(plan[::2], plan[1::2], strict=True):
+        planned, impulsive = split(plan)
+        assert len(impulsive) in ((1, 2) if manner.impulse == 1 else (0, 1, 2))
+        for action, told in planned:
             after = move(walls, position, action)
             assert told == (BLOCKED if after == position else f"({after[0]},{after[1]})")
             if after != position:
@@ -127,7 +135,8 @@ def test_a_patient_one_thinks_until_the_goal_and_no_further() -> None:
     for level in range(10):
         env = maze(level)
         thought, plan = read(demonstrate(env, np.random.default_rng(level), manner))
-        assert cell(thought[-1]) == cell(plan[-1]) == env.maze.goal
+        planned, _ = split(plan)
+        assert cell(thought[-1]) == cell(planned[-1][1]) == env.maze.goal
         assert thought[1:-1].count(thought[-1]) == 0  # the goal is reached once
 
 
@@ -184,8 +193,9 @@ def test_a_played_demonstration_counts_as_sampled() -> None:
         actions = [a for a in plan if not a.startswith("(")]
         assert [a.text for a in turn.actions] == actions
         # what the plan says of its own actions is what becomes of them
-        kinds = ["blocked" if told == BLOCKED else "effective" for told in plan[1::2]]
-        assert [a.kind for a in turn.actions] == kinds
+        planned, _ = split(plan)
+        kinds = ["blocked" if told == BLOCKED else "effective" for _, told in planned]
+        assert [a.kind for a in turn.actions][: len(kinds)] == kinds
         assert thought
     assert build_tokenizer().unk_token_id not in episode.ids  # the bundled model has a word for all of it
 
@@ -196,7 +206,9 @@ def test_playing_repeats_itself() -> None:
 
 
 def test_a_demonstration_plays_on_from_where_it_was() -> None:
-    episode = play(manner=Manner(patience=0.0, short_mean=1.0, insight=1.0, careless=0.0, slip=0.0), max_turns=30)
+    episode = play(
+        manner=Manner(patience=0.0, short_mean=1.0, insight=1.0, careless=0.0, slip=0.0, impulse=0.0), max_turns=30
+    )
     assert episode.stop_reason == "solved"
     assert len(episode.turns) > 1
     # one thought of one or more shortest moves a turn: in all the shortest way

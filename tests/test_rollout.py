@@ -201,13 +201,13 @@ def test_what_an_action_does_may_be_for_the_environment_to_say(scripted: Any) ->
 
 
 class Plain(gymnasium.Env[str, str]):
-    """A text environment as anybody writes one: no action names, no rules, nothing in info."""
+    """A text environment as anybody writes one: no action names, no rules, nothing of use in info."""
 
     observation_space, action_space = Text(99), Text(99)
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[str, dict[str, Any]]:
         self.goal = "north"
-        return "you in wall", {}
+        return "you in wall", {"optimal_length": None}
 
     def step(self, action: str) -> tuple[str, float, bool, bool, dict[str, Any]]:
         done = action == "try north"
