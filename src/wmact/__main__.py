@@ -6,7 +6,7 @@ import os
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # vLLM's NUMA binding warns on every machine
 
-from wmact.cli import main  # noqa: E402 (both are read when torch is imported)
+from wmact.cli import main
 
 if __name__ == "__main__":
     main()

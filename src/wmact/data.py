@@ -20,7 +20,7 @@ from lightning.pytorch.utilities import rank_zero_only
 from wmact import rewards
 from wmact.chat import Chat
 from wmact.collate import collate
-from wmact.engines import Engine, Request, TransformersEngine, VLLMEngine, generate
+from wmact.engines import Engine, EngineFailed, Request, TransformersEngine, VLLMEngine, generate
 from wmact.models import load_tokenizer, resolve_model
 from wmact.module import AgentModule
 from wmact.rollout import Limits, RolloutInterrupted, Task, deadline, play
@@ -247,6 +247,19 @@ class RolloutData(L.LightningDataModule):
         return Played(variant, self._play(spec, mine, longest), self.max_turns, self.turn_budget, how.curve)
 
     def _play(self, spec: EnvSpec, tasks: list[Task], max_turns: int) -> list[Episode]:
+        try:
+            return self._play_once(spec, tasks, max_turns)
+        except EngineFailed as error:
+            print(f"{error}; starting it anew, once, and playing this rollout again", flush=True)
+        assert self.engine is not None
+        self.engine.close()
+        self._loaded = -1  # the new engine has to be given the weights
+        try:
+            return self._play_once(spec, tasks, max_turns)
+        except EngineFailed as error:
+            raise TrainingStopped(f"the engine failed again after a new start: {error}") from error
+
+    def _play_once(self, spec: EnvSpec, tasks: list[Task], max_turns: int) -> list[Episode]:
         module, trainer = self._module(), self._trainer()
         engine = self._ready_engine(module)
         bar = getattr(trainer.progress_bar_callback, "rollout_progress", lambda done, total: None)

@@ -12,6 +12,10 @@ from typing import Any, NamedTuple, Protocol
 import torch
 
 
+class EngineFailed(RuntimeError):
+    """The engine broke down and answers no more; after ``close`` and ``start`` it is as new."""
+
+
 class Request(NamedTuple):
     """One continuation to sample."""
 
@@ -52,7 +56,11 @@ class Engine(Protocol):
         """Queue a request; ValueError if it does not fit the context or its id is in flight."""
 
     def step(self) -> list[Completion]:
-        """Advance every request by about one token; return what has finished, often nothing."""
+        """Advance every request by about one token; return what has finished, often nothing.
+
+        Raises:
+            EngineFailed: it broke down, now or before.
+        """
 
     def abort(self) -> None:
         """Forget every request in flight."""

@@ -18,7 +18,16 @@ from typing import Any, Literal
 
 import torch
 
-from .base import Completion, Request, check_request, check_sampling, check_sizes, context_length, match_weights
+from .base import (
+    Completion,
+    EngineFailed,
+    Request,
+    check_request,
+    check_sampling,
+    check_sizes,
+    context_length,
+    match_weights,
+)
 from .process import guest, preserve_environment, preserve_rng
 
 ENVIRONMENT = {  # read when vllm is imported; what the user has set stays
@@ -205,7 +214,7 @@ class VLLMEngine:
         if self._llm is None:
             raise RuntimeError("the engine is not started")
         if self._failure:
-            raise RuntimeError(f"vLLM failed ({self._failure}); close() the engine and start() it again")
+            raise EngineFailed(f"vLLM failed ({self._failure}); close() the engine and start() it again")
 
     @contextmanager
     def _call(self) -> Iterator[None]:
@@ -216,7 +225,7 @@ class VLLMEngine:
         except BaseException as error:
             self._failure = f"{type(error).__name__}: {error}"
             if isinstance(error, Exception):
-                raise RuntimeError(f"vLLM failed: {self._failure}") from error
+                raise EngineFailed(f"vLLM failed: {self._failure}") from error
             raise
 
 
