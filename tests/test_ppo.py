@@ -324,10 +324,10 @@ def test_kl_term_by_formula(make: Callable[..., Watched], episodes: list[Episode
     advantages = whitened(literal_gae(episodes, literal.values.detach(), 1.0, 1.0))
     d = reference.logprobs.detach() - literal.logprobs
     kl = (d.exp() - d - 1).sum() / 21
-    assert float(kl) > 0.01
+    assert kl.item() > 0.01
     loss = -(advantages * literal.logprobs).sum() / 21 + 0.5 * kl
     assert_close(part(step.gradients, "policy"), literal.gradients(loss))
-    assert module.logged["stability/kl"] == [pytest.approx(float(kl), rel=1e-4)]
+    assert module.logged["stability/kl"] == [pytest.approx(kl.item(), rel=1e-4)]
     after = dict(module.named_parameters())
     reference_names = [name for name in after if name.startswith("reference.")]
     assert reference_names
