@@ -1,0 +1,520 @@
+"""The command line: every shipped configuration, overlays, bad input in one line, files that are not to be trusted."""
+
+import os
+import pickle
+import socket
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+
+from wmact import cli
+from wmact.data import RolloutData
+from wmact.models import BUNDLED
+from wmact.ppo import PPO
+from wmact.types import Played
+
+sys.path.insert(0, str(Path(__file__).resolve().parent / "helpers"))
+import tiny_worlds
+
+ROOT = Path(__file__).resolve().parent.parent
+MAZE = str(ROOT / "configs" / "maze.yaml")
+COMMANDS = ("fit", "validate", "test", "predict")
+SMALL = """
+    --trainer.fast_dev_run true --model.model nano --data.engine wmact.engines.TransformersEngine --data.groups 2
+    --data.samples 1 --data.max_turns 2 --data.limits.turn_tokens 8 --data.validation.levels 2 --data.testing.levels 2
+    --data.validation.curve [1] --data.testing.curve [1]
+""".split()
+
+
+@pytest.fixture(autouse=True)
+def alone(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """In a folder of its own, without a network, and as if called from a shell."""
+
+    def refuse(*_: Any) -> None:
+        raise ConnectionRefusedError("a test asked for the network")
+
+    monkeypatch.setattr(socket.socket, "connect", refuse)
+    monkeypatch.setattr(socket, "getaddrinfo", refuse)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)  # else the hub is asked again and again
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", ["wmact"])
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> str:
+    return tiny_worlds.write_model(tmp_path_factory.mktemp("models") / "doors")
+
+
+@pytest.fixture
+def doors(tmp_path: Path, model: str) -> str:
+    """The file of a small run."""
+    return tiny_worlds.write_settings(tmp_path / "doors.yaml", model)
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory, model: str) -> Path:
+    """The folder of a run that is done; nobody writes to it."""
+    folder = tmp_path_factory.mktemp("finished")
+    cli.main(["fit", "--config", tiny_worlds.write_settings(folder / "doors.yaml", model), "--trainer.max_epochs", "2"])
+    return folder / "runs" / "doors" / "version_0"
+
+
+def run(*args: str) -> int:
+    """The exit code."""
+    try:
+        cli.main(list(args))
+    except SystemExit as left:
+        return int(left.code or 0)
+    return 0
+
+
+def printed(capsys: pytest.CaptureFixture[str], *args: str) -> dict[str, Any]:
+    """What --print_config shows."""
+    capsys.readouterr()
+    assert run(*args, "--print_config") == 0
+    return yaml.safe_load(capsys.readouterr().out)
+
+
+def refused(capsys: pytest.CaptureFixture[str], *args: str, code: int = 2) -> str:
+    """The one line that the command line leaves with."""
+    capsys.readouterr()
+    assert run(*args) == code
+    lines = capsys.readouterr().err.splitlines()
+    assert len(lines) == 1, lines
+    assert lines[0].startswith("wmact: ")
+    return lines[0]
+
+
+# What is shipped
+
+
+def shipped() -> dict[str, list[str]]:
+    """File → the --config options it is used with. A file without a class for the model lies over maze.yaml."""
+    options = {}
+    for path in sorted((ROOT / "configs").rglob("*.yaml")):
+        whole = "class_path" in yaml.safe_load(path.read_text()).get("model", {})
+        options[str(path.relative_to(ROOT / "configs"))] = [
+            *([] if whole else ["--config", MAZE]),
+            "--config",
+            str(path),
+        ]
+    return options
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+@pytest.mark.parametrize("config", shipped().values(), ids=shipped())
+def test_shipped_configurations_parse(config: list[str], command: str, capsys: pytest.CaptureFixture[str]) -> None:
+    shown = printed(capsys, command, *config)
+    assert {"trainer", "model", "data", "seed_everything"} <= shown.keys()
+    if command == "fit":
+        Path("again.yaml").write_text(yaml.safe_dump(shown))  # config.yaml of a run is such a file
+        assert printed(capsys, command, "--config", "again.yaml") == shown
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+@pytest.mark.parametrize("config", shipped().values(), ids=shipped())
+def test_shipped_configurations_run(config: list[str], command: str, capsys: pytest.CaptureFixture[str]) -> None:
+    more = []
+    if "batches" in printed(capsys, command, *config)["data"]["init_args"]:
+        more = ["--data.batches", "1", "--data.episodes_a_batch", "2", "--model.save_to", "elsewhere"]
+    assert run(command, *config, *SMALL, *more) == 0
+    assert not [path for path in Path().rglob("*") if path.is_file()]  # fast_dev_run leaves nothing behind
+
+
+@pytest.mark.parametrize("config", [v for v in shipped().values() if len(v) == 2], ids=lambda v: Path(v[1]).stem)
+def test_shipped_experiments_can_be_resumed(config: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    callbacks = printed(capsys, "fit", *config)["trainer"]["callbacks"]
+    (saves,) = (c["init_args"] for c in callbacks if c["class_path"].endswith("ModelCheckpoint"))
+    assert saves["save_last"]
+    assert not saves["enable_version_counter"]  # else a moved run writes last-v1.ckpt beside an old last.ckpt
+    assert saves["save_on_train_epoch_end"]  # before the validation, the iteration's callbacks have not run
+
+
+# Overlays
+
+
+def test_later_files_win_and_the_command_line_beats_them(doors: str, capsys: pytest.CaptureFixture[str]) -> None:
+    Path("one.yaml").write_text("data: {init_args: {groups: 5, samples: 5, max_turns: 7}}\nseed_everything: 11\n")
+    Path("two.yaml").write_text("data: {init_args: {samples: 6, limits: {step_seconds: 3}}}\nseed_everything: 12\n")
+    options = ["--config", doors, "--config", "one.yaml", "--config", "two.yaml", "--data.max_turns", "8"]
+    shown = printed(capsys, "fit", *options)
+    data = shown["data"]["init_args"]
+    assert (data["groups"], data["samples"], data["max_turns"], shown["seed_everything"]) == (5, 6, 8, 12)
+    assert data["limits"] == {"turn_tokens": 8, "episode_tokens": 16384, "step_seconds": 3}  # 8 is of the first file
+    other_way_round = printed(capsys, "fit", "--config", doors, "--config", "two.yaml", "--config", "one.yaml")
+    assert other_way_round["data"]["init_args"]["samples"] == 5
+
+
+def test_module_and_data_agree(doors: str) -> None:
+    built = cli.build(
+        [
+            "fit",
+            "--config",
+            doors,
+            "--trainer.fast_dev_run",
+            "true",
+            "--data.temperature",
+            "0.5",
+            "--seed_everything",
+            "7",
+        ]
+    )
+    assert built.model.hparams.temperature == built.datamodule.temperature == 0.5
+    assert built.model.hparams.model == built.datamodule.model
+    assert built.datamodule.seed == 7
+
+
+@pytest.mark.parametrize(("reference", "follows"), [("${.groups}", True), ("${data.init_args.groups}", False)])
+def test_a_derived_value_follows_or_is_refused(
+    reference: str, follows: bool, doors: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    Path("derived.yaml").write_text(f"data: {{init_args: {{concurrency: '{reference}'}}}}")
+    options = ["fit", "--config", doors, "--config", "derived.yaml", "--data.groups", "7"]
+    if follows:
+        data = printed(capsys, *options)["data"]["init_args"]
+        assert data["groups"] == data["concurrency"] == 7
+    else:
+        assert "data.init_args.concurrency" in refused(capsys, *options)
+
+
+# A checkpoint and the command line
+
+
+def played_by(monkeypatch: pytest.MonkeyPatch) -> list[Played]:
+    """Everything that is evaluated from now on."""
+    evaluate, seen = RolloutData._evaluate, []
+
+    def spy(self: RolloutData, *args: Any) -> Played:
+        seen.append(evaluate(self, *args))
+        return seen[-1]
+
+    monkeypatch.setattr(RolloutData, "_evaluate", spy)
+    return seen
+
+
+@pytest.mark.parametrize("command", ["validate", "test"])
+@pytest.mark.parametrize(("asked", "initial", "current"), [("1", 1, 1), (None, 5, 3)])
+def test_the_turn_budget_is_the_one_asked_for_else_the_checkpoints(
+    command: str, asked: str | None, initial: int, current: int, finished: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    checkpoint = torch.load(finished / "checkpoints" / "last.ckpt", weights_only=True)
+    checkpoint["RolloutData"] |= {"turn_budget": 3, "max_turns": 5}  # annealed from 5 to 3
+    torch.save(checkpoint, "annealed.ckpt")
+    seen = played_by(monkeypatch)
+    options = [command, "--config", str(finished / "config.yaml"), "--ckpt_path", "annealed.ckpt"]
+    options += ["--trainer.logger", "false", "--data.validation.curve", "[1]", "--data.testing.curve", "[1]"]
+    built = cli.build(options + (["--data.max_turns", asked] if asked else []))
+    (played,) = seen
+    assert (played.max_turns, played.turn_budget) == (initial, current)
+    assert max(len(episode.turns) for episode in played.episodes) <= initial
+    assert built.trainer.callback_metrics["eval/standard/turn_budget"] == current
+    if initial == 1:
+        assert (
+            built.trainer.callback_metrics["eval/standard/multi_turn"]
+            == built.trainer.callback_metrics["eval/standard/single_turn"]
+        )
+
+
+def test_the_command_line_beats_the_checkpoint_when_training_goes_on(finished: Path, doors: str) -> None:
+    options = ["fit", "--config", doors, "--ckpt_path", str(finished / "checkpoints" / "last.ckpt")]
+    options += ["--trainer.logger", "false", "--trainer.callbacks=null", "--trainer.enable_checkpointing", "false"]
+    built = cli.build([*options, "--trainer.max_epochs", "3", "--model.lr", "0.5", "--model.gamma", "0.25"])
+    assert built.trainer.global_step == 3  # 2 before, 1 now
+    assert [group["lr"] for group in built.trainer.optimizers[0].param_groups] == [0.5, 0.01]
+    assert built.model.hparams.gamma == 0.25
+
+
+# Bad input: exit code 2 and one line, with the value and the way out
+
+
+def folder_without(*patterns: str) -> str:
+    """A copy of the bundled model without some of its files."""
+    folder = Path("model")
+    folder.mkdir()
+    for file in BUNDLED["nano"].iterdir():
+        if not any(file.match(pattern) for pattern in patterns):
+            (folder / file.name).write_bytes(file.read_bytes())
+    return str(folder)
+
+
+def written(name: str, content: str | bytes) -> str:
+    Path(name).write_bytes(content if isinstance(content, bytes) else content.encode())
+    return name
+
+
+BAD: dict[str, tuple[Callable[[], list[str]], list[str]]] = {
+    # name: (what is added to a good command, words of the line)
+    "unknown key": (lambda: ["--data.grups", "1"], ["data: Option 'grups'", "--print_config"]),
+    "unknown key in a group": (lambda: ["--data.limits.tokens", "1"], ["limits.tokens", "--print_config"]),
+    "unknown key of the trainer": (lambda: ["--trainer.epochs", "1"], ["--trainer.epochs", "--print_config"]),
+    "unknown key in a file": (
+        lambda: ["--config", written("x.yaml", "model: {init_args: {rate: 1}}")],
+        ["model: Option 'rate'", "--print_config"],
+    ),
+    "wrong type": (lambda: ["--data.groups", "many"], ["data.groups: expected int, but got many"]),
+    "wrong type of the trainer": (lambda: ["--trainer.max_epochs", "x"], ["trainer.max_epochs: expected int", "got x"]),
+    "wrong type in a callback": (
+        lambda: ["--trainer.callbacks+=wmact.callbacks.TurnAnnealing", "--trainer.callbacks.every", "x"],
+        ["trainer.callbacks.every: expected int", "got x"],
+    ),
+    "not one of the choices": (lambda: ["--model.critic", "both"], ["model.critic", "'separate', 'shared'", "both"]),
+    "a positional": (lambda: ["maze"], ["unrecognized arguments: maze"]),
+    "impossible number": (lambda: ["--data.groups", "0"], ["data.groups=0: must be at least 1"]),
+    "impossible curve": (lambda: ["--data.validation.curve", "[3, 2]"], ["curve=[3, 2]", "ascending"]),
+    "impossible limit": (lambda: ["--data.limits.step_seconds", "-1"], ["limits.step_seconds=-1", "above 0"]),
+    "missing config": (lambda: ["--config", "no/such.yaml"], ["no/such.yaml", "does not exist"]),
+    "config that is no YAML": (lambda: ["--config", written("x.yaml", "a: [\n")], ["parsing config", "line 2"]),
+    "config that is no mapping": (lambda: ["--config", written("x.yaml", "- a\n- b\n")], ["config", "- a - b"]),
+    "missing class": (lambda: ["--data.engine", "wmact.engines.Nothing"], ["data.engine", "no attribute 'Nothing'"]),
+    "missing model folder": (lambda: ["--model.model", "/no/model"], ["'/no/model'", "no such folder", "'nano'"]),
+    "a hub id without a network": (lambda: ["--model.model", "no/model"], ["'no/model'", "cannot be loaded", "'nano'"]),
+    "model folder without config": (
+        lambda: ["--model.model", folder_without("config.json")],
+        ["model='model'", "no config.json", "give"],
+    ),
+    "model folder without weights": (
+        lambda: ["--model.model", folder_without("*.safetensors")],
+        ["model='model'", "weights cannot be loaded", "give"],
+    ),
+    "model folder without tokenizer": (
+        lambda: ["--model.model", folder_without("tokenizer*")],
+        ["model='model'", "a tokenizer cannot be loaded", "give"],
+    ),
+    "tokenizer without chat template": (
+        lambda: ["--model.model", folder_without("chat_template*")],
+        ["'model'", "no chat template", "use an instruction-tuned model"],
+    ),
+    "context shorter than any prompt": (
+        lambda: ["--data.engine.max_model_len", "20"],
+        ["context of 20 tokens", "raise data.engine.init_args.max_model_len"],
+    ),
+    "context shorter than this prompt": (
+        lambda: ["--data.engine.max_model_len", "110", "--data.env.kwargs", '{"size": 11, "layout": "grid"}'],
+        ["context of 110 tokens", "raise data.engine.init_args.max_model_len"],
+    ),
+    "context longer than the model's": (lambda: ["--data.engine.max_model_len", "4000"], ["4000", "limit of 2048"]),
+    "unknown environment": (lambda: ["--data.env.id", "wmact/Mace-v0"], ["'wmact/Mace-v0'", "wmact_envs:wmact/Maze"]),
+    "unknown module": (lambda: ["--data.env.id", "mazes:Maze-v0"], ["'mazes:Maze-v0'", "No module named 'mazes'"]),
+    "impossible environment": (lambda: ["--data.env.kwargs", '{"size": 4}'], ["size=4", "try 7 or 11"]),
+    "unknown argument of the environment": (lambda: ["--data.env.kwargs", '{"hue": 4}'], ["'hue'", "kwargs"]),
+    "more levels than there are": (
+        lambda: (
+            ["--config", written("x.yaml", "data: {init_args: {val: {x: {kwargs: {split: test}}}}}")]
+            + ["--data.validation.levels", "1001"]
+        ),
+        ["1001 levels", "'x' has 1000"],
+    ),
+    "missing checkpoint": (lambda: ["--ckpt_path", "no.ckpt"], ["'no.ckpt'", "no such file", "last.ckpt"]),
+    "a folder as checkpoint": (lambda: ["--ckpt_path", "."], ["'.'", "no such file", "last.ckpt"]),
+    "a checkpoint in the web": (lambda: ["--ckpt_path", "http://x.test/a.ckpt"], ["http://x.test/a.ckpt", "no such"]),
+    "damaged checkpoint": (lambda: ["--ckpt_path", written("x.ckpt", b"PK\3\4 half a file")], ["'x.ckpt'", "damaged"]),
+    "empty checkpoint": (lambda: ["--ckpt_path", written("x.ckpt", b"")], ["'x.ckpt'", "damaged"]),
+    "no accelerator": (lambda: ["--trainer.accelerator", "abacus"], ["abacus", "cpu"]),
+    "an engine that is no class": (lambda: ["--data.engine", "os.system"], ["data.engine", "os.system"]),
+    "a reference to nothing": (lambda: ["--data.groups", "${.nothing}"], ["'.nothing'", "data.init_args.groups"]),
+}
+
+
+@pytest.mark.parametrize(("bad", "words"), BAD.values(), ids=BAD)
+def test_bad_input(bad: Callable[[], list[str]], words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    line = refused(capsys, "fit", "--config", MAZE, *SMALL, *bad())
+    assert all(word in line for word in words), line
+
+
+@pytest.mark.parametrize(
+    ("args", "words"), [([], ["subcommand", "fit"]), (["train"], ["train", "fit"]), (["fit"], ["fit.model"])]
+)
+def test_bad_commands(args: list[str], words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    line = refused(capsys, *args)
+    assert all(word in line for word in words), line
+
+
+def test_a_run_folder_that_cannot_be_written(doors: str, capsys: pytest.CaptureFixture[str]) -> None:
+    written("file", "")  # root may write anywhere, but not below a file
+    logger = '[{"class_path": "wmact.loggers.CSVMetrics", "init_args": {"save_dir": "file/runs", "name": "x"}}]'
+    assert "file/runs/x" in refused(capsys, "fit", "--config", doors, "--trainer.logger", logger)
+    assert Path("file").read_bytes() == b""
+
+
+def test_without_vllm(doors: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "vllm", None)
+    line = refused(capsys, "fit", "--config", doors, "--data.engine", "wmact.engines.VLLMEngine")
+    assert "pip install 'wmact[cpu]'" in line
+    assert run("fit", "--config", doors, "--data.engine", "null", "--trainer.fast_dev_run", "true") == 0
+    out = [line for line in capsys.readouterr().out.splitlines() if "transformers engine" in line]
+    assert len(out) == 1
+    assert "pip install 'wmact[cpu]'" in out[0]
+
+
+def lost(folder: Path) -> dict[str, bytes]:
+    """What may not change when a run cannot be resumed."""
+    files = [folder / "metrics.csv", folder / "episodes.jsonl", *sorted((folder / "checkpoints").iterdir())]
+    return {file.name: file.read_bytes() for file in files}
+
+
+def test_a_checkpoint_of_another_model(finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    other = tiny_worlds.write_model(tmp_path / "other", hidden_size=32)
+    checkpoint, before = str(finished / "checkpoints" / "last.ckpt"), lost(finished)
+    config = (finished / "config.yaml").read_bytes()
+    for command in COMMANDS:
+        options = [
+            command,
+            "--config",
+            str(finished / "config.yaml"),
+            "--ckpt_path",
+            checkpoint,
+            "--model.model",
+            other,
+        ]
+        line = refused(capsys, *options)
+        assert "policy.lm.model.embed_tokens.weight is (312, 64) in the checkpoint and (312, 32) in the model" in line
+        assert "config.yaml" in line
+    options = ["fit", "--config", str(finished / "config.yaml"), "--ckpt_path", checkpoint]
+    assert "reference" in refused(capsys, *options, "--model.kl_coef", "0.1")
+    assert "critic='separate'" in refused(capsys, *options, "--model.critic", "shared")
+    assert lost(finished) == before
+    assert (finished / "config.yaml").read_bytes() == config
+
+
+@pytest.mark.parametrize(
+    "bad",
+    [
+        ["--data.engine.max_model_len", "20"],
+        ["--data.env.id", "none:X-v0"],
+        ["--data.engine", "wmact.engines.VLLMEngine"],
+    ],
+    ids=["context", "environment", "engine"],
+)
+def test_nothing_is_lost_when_a_resumed_run_cannot_go_on(
+    bad: list[str], finished: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "vllm", None)
+    before = lost(finished)
+    options = ["--config", str(finished / "config.yaml"), "--ckpt_path", str(finished / "checkpoints" / "last.ckpt")]
+    refused(capsys, "fit", *options, "--trainer.max_epochs", "4", *bad)
+    assert lost(finished) == before
+
+
+def test_a_fault_of_the_program_shows_its_traceback(doors: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    def faulty(*_: Any) -> None:
+        raise TypeError("a bug")
+
+    monkeypatch.setattr(PPO, "training_step", faulty)
+    with pytest.raises(TypeError, match="a bug"):
+        cli.main(["fit", "--config", doors, "--trainer.fast_dev_run", "true"])
+
+
+def test_one_line_can_be_made_a_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WMACT_DEBUG", "1")
+    with pytest.raises(ValueError, match="must be at least 1"):
+        cli.main(["fit", "--config", MAZE, "--data.groups", "0"])
+
+
+def test_the_process_leaves_one_line_and_code_2() -> None:
+    command = [sys.executable, "-m", "wmact", "fit", "--config", MAZE, "--data.env.kwargs", '{"size": 4}', *SMALL]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 2
+    assert len(done.stderr.splitlines()) == 1, done.stderr
+    assert "size=4" in done.stderr
+
+
+# Files that are not to be trusted
+
+
+class Payload:
+    """Unpickled, it makes a file."""
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return os.system, ("touch executed",)
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_a_checkpoint_with_code_is_refused(
+    command: str, finished: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD", "1")  # Lightning alone would obey this
+    checkpoint = torch.load(finished / "checkpoints" / "last.ckpt", weights_only=True)
+    torch.save(checkpoint | {"extra": Payload()}, "bad.ckpt")
+    config = str(finished / "config.yaml")
+    line = refused(capsys, command, "--config", config, "--ckpt_path", "bad.ckpt")
+    assert "'bad.ckpt': the file holds more than data" in line
+    assert not Path("executed").exists()
+    assert "--weights_only" in refused(capsys, command, "--config", config, "--weights_only", "false")
+
+
+@pytest.mark.parametrize("old_format", [True, False])
+def test_other_files_with_code_are_refused(
+    old_format: bool, finished: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    if old_format:
+        torch.save({"state_dict": {}, "extra": Payload()}, "bad.ckpt", _use_new_zipfile_serialization=False)
+    else:
+        Path("bad.ckpt").write_bytes(pickle.dumps(Payload()))
+    assert "'bad.ckpt'" in refused(capsys, "fit", "--config", str(finished / "config.yaml"), "--ckpt_path", "bad.ckpt")
+    assert not Path("executed").exists()
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_a_checkpoint_names_no_class_to_make(command: str, finished: Path, doors: str) -> None:
+    checkpoint = torch.load(finished / "checkpoints" / "last.ckpt", weights_only=True)
+    tricks = {"_class_path": "os.system", "_instantiator": "os.system", "command": "touch executed", "lr": 77.0}
+    torch.save(checkpoint | {"hyper_parameters": tricks | {"critic": "separate"}}, "tricks.ckpt")
+    options = [command, "--config", doors, "--ckpt_path", "tricks.ckpt", "--trainer.max_epochs", "2"]
+    built = cli.build(options)
+    assert type(built.model) is PPO
+    assert built.model.hparams.lr == 0.01
+    assert not Path("executed").exists()
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "!!python/object/apply:os.system ['touch executed']",
+        "model: !!python/object/apply:os.system ['touch executed']",
+        "model: !!python/name:os.system",
+        "model: {class_path: os.system, init_args: {command: touch executed}}",
+        "data: {class_path: os.system, init_args: {command: touch executed}}",
+        "data: {init_args: {engine: {class_path: os.system, init_args: {command: touch executed}}}}",
+        "trainer: {logger: {class_path: subprocess.Popen, init_args: {args: [touch, executed]}}}",
+        "trainer: {callbacks: [{class_path: os.system, init_args: {command: touch executed}}]}",
+        "trainer: {plugins: [{class_path: os.system, init_args: {command: touch executed}}]}",
+    ],
+)
+def test_a_config_with_code_is_refused(text: str, doors: str, capsys: pytest.CaptureFixture[str]) -> None:
+    refused(capsys, "fit", "--config", doors, "--config", written("bad.yaml", text), "--trainer.fast_dev_run", "true")
+    assert not Path("executed").exists()
+
+
+def test_a_secret_of_the_environment_is_written_nowhere(
+    doors: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HF_TOKEN", "hf_secretsecret")
+    monkeypatch.setenv("WANDB_API_KEY", "hf_secretsecret")
+    assert run("fit", "--config", doors, "--trainer.max_epochs", "1") == 0
+    shown = capsys.readouterr()
+    name = "${oc.env:HF_TOKEN}"
+    line = refused(capsys, "fit", "--config", doors, "--trainer.default_root_dir", name)  # would land in config.yaml
+    assert "oc.env" in line
+    assert "secretsecret" not in shown.out + shown.err + line
+    files = [path for path in tmp_path.rglob("*") if path.is_file()]
+    assert {"config.yaml", "last.ckpt", "metrics.csv", "episodes.jsonl"} <= {path.name for path in files}
+    assert not [path for path in files if b"secretsecret" in path.read_bytes()]
+
+
+# Where the other commands write
+
+
+def test_predict_writes_its_episodes(finished: Path, tmp_path: Path, doors: str) -> None:
+    checkpoint = str(finished / "checkpoints" / "last.ckpt")
+    for command in ("validate", "test", "predict"):
+        assert run(command, "--config", doors, "--ckpt_path", checkpoint) == 0
+    folders = [tmp_path / "runs" / "doors" / f"version_{n}" for n in range(3)]
+    assert sorted((tmp_path / "runs" / "doors").iterdir()) == folders  # one each
+    assert [(folder / "metrics.csv").exists() for folder in folders] == [True, True, False]
+    assert len((folders[2] / "episodes.jsonl").read_text().splitlines()) == 3
