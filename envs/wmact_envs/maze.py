@@ -9,9 +9,9 @@ wall left between two such cells is opened with probability `loops`. Start and g
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from gymnasium.error import ResetNeeded
@@ -124,7 +124,7 @@ def list_cells(maze: Maze, position: Cell) -> str:
     (1,1)`. Walls are told although they follow from the rest: to find a thing is easier than to find that it is absent.
     """
     inner = maze.walls[1:-1, 1:-1]
-    lists = {
+    lists: dict[str, Iterable[Any]] = {
         "wall": np.argwhere(inner) + 1,
         "open": np.argwhere(~inner) + 1,
         "goal": [maze.goal],

@@ -9,6 +9,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import gymnasium
@@ -181,11 +182,11 @@ class RolloutData(L.LightningDataModule):
 
     def val_dataloader(self) -> list[Plays]:
         """One item a variant: its evaluation episodes."""
-        return [Plays(lambda n=name, s=spec: self._evaluate(n, s, self.validation)) for name, spec in self.val.items()]
+        return self._variants(self.val, self.validation)
 
     def test_dataloader(self) -> list[Plays]:
         """One item a variant: its evaluation episodes."""
-        return [Plays(lambda n=name, s=spec: self._evaluate(n, s, self.testing)) for name, spec in self.test.items()]
+        return self._variants(self.test, self.testing)
 
     def predict_dataloader(self) -> list[Plays]:
         """What `test` plays."""
@@ -218,6 +219,9 @@ class RolloutData(L.LightningDataModule):
             self.turn_budget = state_dict["turn_budget"]
 
     # Playing
+
+    def _variants(self, specs: dict[str, EnvSpec], how: Evaluation) -> list[Plays]:
+        return [Plays(partial(self._evaluate, name, spec, how)) for name, spec in specs.items()]
 
     def _training_batch(self) -> Batch:
         module, trainer = self._module(), self._trainer()

@@ -113,5 +113,9 @@ def mismatch(logprobs_S: Tensor, behaviour_logprobs_S: Tensor, mask_S: Tensor, c
 
 
 def explained_variance(advantages_S: Tensor, returns_S: Tensor, mask_S: Tensor) -> Tensor:
-    """1 - Var(return - value) / Var(return): 1 is a perfect critic, 0 one that knows the mean only."""
-    return 1 - advantages_S[mask_S].var(correction=0) / returns_S[mask_S].var(correction=0).clamp(min=1e-8)
+    """1 - Var(return - value) / Var(return): 1 is a perfect critic, 0 knows the mean only.
+
+    NaN when all returns are equal.
+    """
+    variance = returns_S[mask_S].var(correction=0)
+    return torch.where(variance > 1e-8, 1 - advantages_S[mask_S].var(correction=0) / variance, torch.nan)

@@ -70,7 +70,7 @@ class EpisodeMetrics(Metric):
                 self.solved_at[len(episode.turns)] += 1
             turns = episode.turns[: self.max_turns]
             actions = [action for turn in turns for action in turn.actions]
-            row = {
+            row: dict[str, float] = {
                 "episodes": 1,
                 "turns": len(turns),
                 "actions": len(actions),

@@ -39,6 +39,11 @@ class AgentModule(L.LightningModule):
         # By variant, made when its first episodes come. No ModuleDict: it refuses names such as "train" or "maze.11".
         self.evaluation: dict[str, EpisodeMetrics] = {}
 
+    @property
+    def settings(self) -> Any:
+        """The arguments of the constructor, by name; Lightning's `hparams`, which has no type."""
+        return self.hparams
+
     def weights(self) -> Iterator[tuple[str, Tensor]]:
         """The policy's parameters by their Hugging Face names, for an engine."""
         for name, parameter in self.policy.lm.named_parameters():
@@ -126,7 +131,7 @@ class AgentModule(L.LightningModule):
     def on_train_start(self) -> None:
         """Evaluate the start weights where validation is on: a curve without its first point says little."""
         loop = self.trainer.fit_loop.epoch_loop
-        if self.trainer.current_epoch == 0 and self.trainer.enable_validation and not self.trainer.fast_dev_run:
+        if self.trainer.current_epoch == 0 and self.trainer.enable_validation and not self.trainer.fast_dev_run:  # type: ignore[attr-defined]
             self.trainer.validating = True
             loop.val_loop.run()
             self.trainer.training = True

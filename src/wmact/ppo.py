@@ -106,13 +106,13 @@ class PPO(AgentModule):
     def configure_optimizers(self) -> torch.optim.Optimizer:
         """One AdamW with a group for the policy and one for the critic (two optimizers would double global_step)."""
         own = list(self.critic.parameters())
-        if self.hparams.critic == "shared":
+        if self.settings.critic == "shared":
             own = list(self.critic.head.parameters())
         groups = [
-            {"name": "policy", "params": list(self.policy.parameters()), "lr": self.hparams.lr},
-            {"name": "critic", "params": own, "lr": self.hparams.critic_lr},
+            {"name": "policy", "params": list(self.policy.parameters()), "lr": self.settings.lr},
+            {"name": "critic", "params": own, "lr": self.settings.critic_lr},
         ]
-        return torch.optim.AdamW(groups, betas=self.hparams.betas, weight_decay=self.hparams.weight_decay)
+        return torch.optim.AdamW(groups, betas=self.settings.betas, weight_decay=self.settings.weight_decay)
 
     def on_train_start(self) -> None:
         """Take learning rates, betas and weight decay from the settings; a checkpoint has just put back its own."""
@@ -123,7 +123,7 @@ class PPO(AgentModule):
 
     def training_step(self, batch: Batch, batch_idx: int) -> None:
         """One iteration: values → advantages → losses → step."""
-        cfg = self.hparams
+        cfg = self.settings
         self.require_version(batch)
         started = time.perf_counter()
         stats: dict[str, float] = defaultdict(float)

@@ -62,11 +62,11 @@ class SFT(AgentModule):
         """AdamW with one cycle of the learning rate."""
         groups = [{"name": "policy", "params": list(self.policy.parameters())}]
         optimizer = torch.optim.AdamW(
-            groups, lr=self.hparams.lr, betas=self.hparams.betas, weight_decay=self.hparams.weight_decay
+            groups, lr=self.settings.lr, betas=self.settings.betas, weight_decay=self.settings.weight_decay
         )
         steps = int(self.trainer.estimated_stepping_batches)
         schedule = torch.optim.lr_scheduler.OneCycleLR(
-            optimizer, self.hparams.lr, total_steps=steps + 1, pct_start=0.05, cycle_momentum=False
+            optimizer, self.settings.lr, total_steps=steps + 1, pct_start=0.05, cycle_momentum=False
         )
         return {"optimizer": optimizer, "lr_scheduler": schedule}
 
@@ -74,7 +74,7 @@ class SFT(AgentModule):
         """One optimizer step on a batch of demonstrations."""
         nll = 0.0
         count = batch.valid_S.sum()
-        for micro in batch.split(self.hparams.token_budget):
+        for micro in batch.split(self.settings.token_budget):
             logprobs_S, _ = self.policy(micro)
             loss, stats = losses.cross_entropy(logprobs_S, micro.valid_S, count)
             self.manual_backward(loss)
@@ -85,7 +85,7 @@ class SFT(AgentModule):
 
     def on_train_end(self) -> None:
         """Write the model as a Hugging Face folder."""
-        if self.trainer.is_global_zero and not self.trainer.fast_dev_run:
-            folder = Path(self.hparams.save_to or Path(self.trainer.log_dir or ".") / "model")
+        if self.trainer.is_global_zero and not self.trainer.fast_dev_run:  # type: ignore[attr-defined]
+            folder = Path(self.settings.save_to or Path(self.trainer.log_dir or ".") / "model")
             self.policy.lm.save_pretrained(folder)
-            load_tokenizer(self.hparams.model, self.hparams.trust_remote_code).save_pretrained(folder)
+            load_tokenizer(self.settings.model, self.settings.trust_remote_code).save_pretrained(folder)

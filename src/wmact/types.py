@@ -6,7 +6,7 @@ Axis letters are those of CONTRIBUTING.md: E episodes, T tokens of all episodes 
 
 import itertools
 from dataclasses import dataclass, field
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -128,7 +128,8 @@ class Batch(NamedTuple):
 
     def to_device(self, device: torch.device) -> "Batch":
         """All tensors on `device`."""
-        return self._replace(**{name: x.to(device) for name, x in self._asdict().items() if isinstance(x, Tensor)})
+        moved: dict[str, Any] = {name: x.to(device) for name, x in self._asdict().items() if isinstance(x, Tensor)}
+        return self._replace(**moved)
 
     @property
     def targets_S(self) -> Tensor:
