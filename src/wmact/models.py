@@ -17,7 +17,6 @@ from torch.nn.functional import scaled_dot_product_attention
 from torch.utils.checkpoint import checkpoint
 from transformers import (
     AttentionInterface,
-    AutoModel,
     AutoModelForCausalLM,
     AutoTokenizer,
     PreTrainedModel,
@@ -194,7 +193,8 @@ class Critic(nn.Module):
         cls, model: str, gradient_checkpointing: bool = False, trust_remote_code: bool = False
     ) -> "Critic":
         """A critic whose trunk starts from a model's weights."""
-        trunk = _load(AutoModel, model, trust_remote_code)
+        # Not by AutoModel, which for an untied model reports at length that it has no use for the output layer.
+        trunk: Any = _load(AutoModelForCausalLM, model, trust_remote_code).base_model
         if gradient_checkpointing:
             trunk.gradient_checkpointing_enable()
         return cls(trunk, trunk.config.get_text_config().hidden_size)
