@@ -124,7 +124,7 @@ def settings(model: str, runs: Path, **changes: Any) -> dict[str, Any]:
     """The configuration of a run: 4 iterations of 2 levels × 2 samples, annealed every 2; `changes` go into data."""
     world = {"id": "tiny_worlds:tiny/Doors-v0"}
     logs = {"save_dir": str(runs), "name": "doors"}
-    checkpoint = {"save_last": True, "every_n_epochs": 1, "save_on_train_epoch_end": True}
+    checkpoint = {"save_last": True, "save_on_train_epoch_end": True, "enable_version_counter": False}
     callbacks: list[dict[str, Any]] = [
         {"class_path": "wmact.callbacks.TurnAnnealing", "init_args": {"every": 2}},
         {"class_path": "wmact.callbacks.RewardRescalingLogger"},
