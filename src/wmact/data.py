@@ -322,7 +322,8 @@ class RolloutData(L.LightningDataModule):
             probe.logprobs = [0.0] * len(prompt) + completion.logprobs
             probes.append(probe)
         batch = collate(probes)
-        gap = float((module.score(batch).cpu() - batch.behaviour_logprobs_S).abs().mean())
+        gap_S = (module.score(batch).cpu() - batch.behaviour_logprobs_S).abs()
+        gap = float(gap_S.masked_fill(~batch.valid_S, float("nan")).mean())  # an engine without logprobs is no match
         if not gap <= self.max_logprob_gap:
             raise TrainingStopped(
                 f"after loading the weights the engine's log-probabilities differ from the trainer's by {gap:.3g} a "
