@@ -31,6 +31,14 @@ SMALL = """
     --data.validation.curve [1] --data.testing.curve [1]
 """.split()
 
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:.*LeafSpec"),  # Lightning's own
+    pytest.mark.filterwarnings("ignore:LightningCLI's args parameter"),
+    pytest.mark.filterwarnings("ignore:The dirpath has changed"),
+    pytest.mark.filterwarnings("ignore:Total length of `list` across ranks is zero"),  # no environment to test on
+    pytest.mark.filterwarnings("ignore:Be aware that when using `ckpt_path`"),
+]
+
 
 @pytest.fixture(autouse=True)
 def alone(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

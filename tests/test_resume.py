@@ -30,9 +30,16 @@ import tiny_worlds
 ITERATIONS = 4
 
 
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:.*LeafSpec"),  # Lightning's own
+    pytest.mark.filterwarnings("ignore:LightningCLI's args parameter"),
+]
+
+
 @pytest.fixture(autouse=True)
-def called_from_a_shell(monkeypatch: pytest.MonkeyPatch) -> None:
+def called_from_a_shell(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(sys, "argv", ["wmact"])
+    monkeypatch.chdir(tmp_path)
 
 
 @pytest.fixture(scope="module")
