@@ -350,6 +350,13 @@ def test_a_run_folder_that_cannot_be_written(doors: str, capsys: pytest.CaptureF
     assert Path("file").read_bytes() == b""
 
 
+def test_a_folder_for_one_logger_of_two(doors: str, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    """jsonargparse gives this value to the last logger only; the run would go where the first one says."""
+    line = refused(capsys, "fit", "--config", doors, "--trainer.logger.save_dir", "elsewhere")
+    assert f"{tmp_path}/runs/doors and elsewhere/doors" in line
+    assert "the same save_dir" in line
+
+
 def test_without_vllm(doors: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "vllm", None)
     line = refused(capsys, "fit", "--config", doors, "--data.engine", "wmact.engines.VLLMEngine")

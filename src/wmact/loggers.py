@@ -59,12 +59,17 @@ def open_run_folder(loggers: Iterable[Logger], ckpt_path: str | os.PathLike[str]
 
     Raises:
         FileExistsError: A version was asked for that exists.
+        ValueError: Two loggers ask for different folders.
         OSError: The folder cannot be made.
     """
     ours = [logger for logger in loggers if isinstance(logger, CSVMetrics | TensorBoard)]
     if not ours:
         return None
     resumed = run_folder_of(ckpt_path)
+    homes = dict.fromkeys(str(Path(logger.root_dir)) for logger in ours)
+    homes.pop(str(Path("runs", "wmact")), None)  # the default: not asked for by anyone
+    if len(homes) > 1 and resumed is None:
+        raise ValueError(f"loggers of one run in {' and '.join(homes)}: give all of them the same save_dir and name")
     folder = resumed or _new_folder(ours[0])
     for logger in ours:
         logger.enter(folder, resumed=resumed is not None)
