@@ -244,12 +244,18 @@ def test_a_sigterm_outside_of_a_rollout(
 # The process
 
 
+def _heed_ctrl_c() -> None:
+    """In a background job SIGINT comes ignored, and children would ignore it too."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 def started(doors: str, tmp_path: Path, **environment: str) -> subprocess.Popen[str]:
     return subprocess.Popen(
         [sys.executable, "-m", "wmact", "fit", "--config", doors],
         env=os.environ | {"PYTHONPATH": str(Path(tiny_worlds.__file__).parent)} | environment,
         cwd=tmp_path,
         stdout=subprocess.DEVNULL,
+        preexec_fn=_heed_ctrl_c,
         stderr=subprocess.PIPE,
         text=True,
     )
