@@ -268,9 +268,11 @@ BAD: dict[str, tuple[Callable[[], list[str]], list[str]]] = {
     "wrong type": (lambda: ["--data.groups", "many"], ["data.groups: expected int, but got many"]),
     "wrong type of the trainer": (lambda: ["--trainer.max_epochs", "x"], ["trainer.max_epochs: expected int", "got x"]),
     "wrong type in a callback": (
-        lambda: ["--trainer.callbacks+=wmact.callbacks.TurnAnnealing", "--trainer.callbacks.every", "x"],
+        lambda: ["--trainer.callbacks+=wmact.callbacks.EpisodeLog", "--trainer.callbacks.every", "x"],
         ["trainer.callbacks.every: expected int", "got x"],
     ),
+    "wrong type in the schedule": (lambda: ["--annealing.every", "x"], ["annealing.every: expected int", "got x"]),
+    "no schedule": (lambda: ["--annealing", "wmact.callbacks.EpisodeLog"], ["annealing", "EpisodeLog"]),
     "not one of the choices": (lambda: ["--model.critic", "both"], ["model.critic", "'separate', 'shared'", "both"]),
     "a positional": (lambda: ["maze"], ["unrecognized arguments: maze"]),
     "impossible number": (lambda: ["--data.groups", "0"], ["data.groups=0: must be at least 1"]),

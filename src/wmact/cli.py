@@ -20,12 +20,13 @@ from typing import Any
 from jsonargparse import ArgumentError
 from lightning.fabric.plugins import TorchCheckpointIO
 from lightning.fabric.utilities.exceptions import MisconfigurationException
-from lightning.pytorch import LightningModule
+from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 from omegaconf import OmegaConf
 from transformers.utils.logging import disable_progress_bar
 
+from wmact.callbacks import TurnSchedule
 from wmact.checkpoints import AtomicCheckpointIO, check_checkpoint
 from wmact.data import RolloutData
 from wmact.loggers import open_run_folder
@@ -50,7 +51,8 @@ class CLI(LightningCLI):
         return {name: hidden | {"weights_only"} for name, hidden in LightningCLI.subcommands().items()}
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
-        """Link what must be equal, from the module to the data."""
+        """Give the turn schedule a key of its own, so that an overlay can change it; link what must be equal."""
+        parser.add_lightning_class_args(TurnSchedule, "annealing", subclass_mode=True, required=False)
         parser.link_arguments("model.init_args.model", "data.init_args.model")
         parser.link_arguments("model.init_args.trust_remote_code", "data.init_args.trust_remote_code")
         parser.link_arguments("data.init_args.temperature", "model.init_args.temperature")
@@ -58,6 +60,10 @@ class CLI(LightningCLI):
 
     def _parse_ckpt_path(self) -> None:
         """Take no settings from a checkpoint: Lightning would let them silently beat those of the command line."""
+
+    def _instantiate_trainer(self, config: dict[str, Any], callbacks: list[Any]) -> Trainer:
+        """Without an annealing there is none; Lightning would put a None among the callbacks."""
+        return super()._instantiate_trainer(config, [callback for callback in callbacks if callback is not None])
 
     def after_instantiate_classes(self) -> None:
         """Look at the checkpoint before anything is written, then open one folder for all: that of a resumed run."""

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from wmact.callbacks import TurnAnnealing, next_turn_budget
+from wmact.callbacks import AdaptiveAnnealing, TurnAnnealing, TurnSchedule, next_turn_budget
 from wmact.callbacks.annealing import TurnCount
 
 
@@ -142,3 +142,52 @@ def test_a_data_module_without_episodes_is_named(fit: Callable[..., Any]) -> Non
     trainer.datamodule = LightningDataModule()  # type: ignore[attr-defined]
     with pytest.raises(TypeError, match="LightningDataModule plays no episodes"):
         TurnAnnealing().on_train_batch_end(trainer, None)  # type: ignore[arg-type]
+
+
+def adapt(schedule: AdaptiveAnnealing, budget: int, *iterations: tuple[int, int, int]) -> list[int]:
+    """Budgets after each iteration of (episodes, solved, solved in the last turn allowed)."""
+    budgets = []
+    for episodes, solved, solved_last in iterations:
+        budget = schedule.after(episodes, solved, solved_last, budget)
+        budgets.append(budget)
+    return budgets
+
+
+def test_adaptive_lowers_when_the_last_turn_adds_nothing_visible() -> None:
+    # 100 episodes, 50 solved: Wilson's interval is 0.404–0.596, so 9 of them in the last turn (0.41 without) are
+    # too few to matter, and 10 (0.40 without) are not
+    assert adapt(AdaptiveAnnealing(episodes=100), 5, (100, 50, 9)) == [4]
+    assert adapt(AdaptiveAnnealing(episodes=100), 5, (100, 50, 10)) == [5]
+
+
+def test_adaptive_waits_for_enough_episodes_and_then_counts_anew() -> None:
+    # 60 + 60 = 120 ≥ 100: 60 solved, 0.412–0.588; 60 - 2 in the last turn = 58 / 120 = 0.483. Then 40 + 60 = 100 of
+    # them 50 solved, 40 in the last turn: 0.1 is below 0.404
+    iterations = [(60, 30, 1), (60, 30, 1), (40, 20, 10), (60, 30, 30)]
+    assert adapt(AdaptiveAnnealing(episodes=100), 3, *iterations) == [3, 2, 2, 2]
+
+
+def test_adaptive_does_not_lower_blindly() -> None:
+    assert adapt(AdaptiveAnnealing(episodes=10), 6, (100, 0, 0)) == [6]  # nothing solved says nothing
+    assert adapt(AdaptiveAnnealing(episodes=10), 1, (100, 90, 90)) == [1]
+    assert adapt(AdaptiveAnnealing(episodes=10, minimum=3), 3, (100, 90, 0)) == [3]
+
+
+def test_adaptive_in_a_trainer(fit: Callable[..., Any], make_episode: Callable[..., Any]) -> None:
+    # 4 episodes solved in turns 1, 1, 1 and 1: the last turn of 3, then of 2, is superfluous; the failed one counts too
+    episodes = [make_episode(1, stop_reason="solved")] * 4 + [make_episode(1, stop_reason="turns")]
+    run = fit([AdaptiveAnnealing(episodes=5)], 4, plan=lambda i, _: episodes, turn_budget=3)
+    assert run.data.budgets == [3, 2, 1, 1]
+
+
+def test_adaptive_goes_on_counting_after_a_resume() -> None:
+    first, second = AdaptiveAnnealing(episodes=100), AdaptiveAnnealing(episodes=100)
+    first.after(60, 30, 1, 3)
+    second.load_state_dict(first.state_dict())
+    assert second.after(60, 30, 1, 3) == first.after(60, 30, 1, 3) == 2
+
+
+def test_a_fixed_schedule_only_logs(fit: Callable[..., Any], plan: Any) -> None:
+    run = fit([TurnSchedule()], 3, plan=plan, turn_budget=12)
+    assert run.data.budgets == [12, 12, 12]
+    assert [logged["train/turn_budget"] for logged in run.logged] == [12, 12, 12]

@@ -126,7 +126,6 @@ def settings(model: str, runs: Path, **changes: Any) -> dict[str, Any]:
     logs = {"save_dir": str(runs), "name": "doors"}
     checkpoint = {"save_last": True, "save_on_train_epoch_end": True, "enable_version_counter": False}
     callbacks: list[dict[str, Any]] = [
-        {"class_path": "wmact.callbacks.TurnAnnealing", "init_args": {"every": 2}},
         {"class_path": "wmact.callbacks.RewardRescalingLogger"},
         {"class_path": "wmact.callbacks.EpisodeLog"},
         {"class_path": "wmact.callbacks.IterationProgress"},
@@ -134,6 +133,7 @@ def settings(model: str, runs: Path, **changes: Any) -> dict[str, Any]:
     ]
     return {
         "seed_everything": 1,
+        "annealing": {"class_path": "wmact.callbacks.TurnAnnealing", "init_args": {"every": 2}},
         "trainer": {
             "accelerator": "cpu",
             "devices": 1,

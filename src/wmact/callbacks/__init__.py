@@ -6,17 +6,19 @@ counts no episode twice. The hooks of an epoch's end are too late for the first 
 of validation, for both: Lightning then calls `on_train_epoch_end` again on resume, without a batch.
 """
 
-from wmact.callbacks.annealing import TurnAnnealing, next_turn_budget
+from wmact.callbacks.annealing import AdaptiveAnnealing, TurnAnnealing, TurnSchedule, next_turn_budget
 from wmact.callbacks.episodes import EpisodeLog, EpisodeSamples, read_episodes
 from wmact.callbacks.progress import IterationProgress
 from wmact.callbacks.rescaling import RewardRescalingLogger
 
 __all__ = [
+    "AdaptiveAnnealing",
     "EpisodeLog",
     "EpisodeSamples",
     "IterationProgress",
     "RewardRescalingLogger",
     "TurnAnnealing",
+    "TurnSchedule",
     "next_turn_budget",
     "read_episodes",
 ]

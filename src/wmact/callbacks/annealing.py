@@ -1,6 +1,6 @@
-"""WMAct's interaction-frequency annealing (arXiv 2511.23476): the turn budget follows the turns that are needed.
+"""Schedules of the turn budget: WMAct's interaction-frequency annealing (arXiv 2511.23476), and one without a τ.
 
-How it is read where the paper is silent:
+How the paper's is read where it is silent:
 - "Mean turns per prompt" is taken over episodes, of all processes, since the last update.
 - (L̄ + L'_max) / 2 is rounded down. Rounded up it would stay at 2 for ever while one episode of a batch takes 2 turns.
 - Episodes that ended in an error of the environment or engine are left out, as they are of the loss.
@@ -12,6 +12,8 @@ from typing import Any, Literal, NamedTuple, get_args
 from lightning.pytorch import Callback, LightningModule, Trainer
 
 from wmact.callbacks.common import at_least, log, over_processes, rollouts, share
+from wmact.metrics import wilson
+from wmact.types import Episode
 
 Rounding = Literal["floor", "nearest", "ceil"]
 
@@ -60,13 +62,36 @@ def next_turn_budget(turns: Sequence[int], budget: int, rounding: Rounding = "fl
     return TurnCount.of(turns).next_budget(budget, rounding, minimum)
 
 
-class TurnAnnealing(Callback):
-    """Lower the turn budget every τ iterations to what the policy still needs (WMAct, interaction-frequency annealing).
+class TurnSchedule(Callback):
+    """Sets the turn budget of the next rollout; this one leaves it as it is (PPO-Interactive, PPO-EntirePlan).
 
     Logs, each iteration, ``train/turn_budget`` (under which it was played), ``train/turns_mean``, ``train/turns_max``.
+    """
+
+    def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *args: Any) -> None:
+        """Log this iteration's turns and set the budget of the next."""
+        data = rollouts(trainer)
+        episodes = [episode for episode in data.episodes if episode.error is None]
+        turns = TurnCount.of([len(episode.turns) for episode in episodes]).over_processes(trainer)
+        log(pl_module, turn_metrics(turns, data.turn_budget))
+        data.turn_budget = self.next_budget(trainer, episodes, turns, data.turn_budget)
+
+    def next_budget(self, trainer: Trainer, episodes: Sequence[Episode], turns: TurnCount, budget: int) -> int:
+        """Return the budget of the next iteration.
+
+        Args:
+            episodes: those of this process.
+            turns: of the episodes of all processes.
+            budget: that of this iteration.
+        """
+        return budget
+
+
+class TurnAnnealing(TurnSchedule):
+    """Lower the turn budget every τ iterations to what the policy still needs (WMAct, interaction-frequency annealing).
 
     Args:
-        every: τ, iterations between updates. 0 or null never lowers the budget: PPO-Interactive.
+        every: τ, iterations between updates. 0 or null never lowers the budget.
         rounding: How (L̄ + L'_max) / 2 becomes an integer. "ceil" stays at 2 while any episode takes 2 turns.
         minimum: Least turn budget.
     """
@@ -79,12 +104,9 @@ class TurnAnnealing(Callback):
         self.rounding: Rounding = rounding
         self.seen = TurnCount()
 
-    def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *args: Any) -> None:
-        """Log this iteration's turns and set the budget of the next."""
-        data = rollouts(trainer)
-        turns = TurnCount.of([len(e.turns) for e in data.episodes if e.error is None]).over_processes(trainer)
-        log(pl_module, turn_metrics(turns, data.turn_budget))
-        data.turn_budget = self.after(trainer.current_epoch, turns, data.turn_budget)
+    def next_budget(self, trainer: Trainer, episodes: Sequence[Episode], turns: TurnCount, budget: int) -> int:
+        """Return a lower budget after every τ-th iteration, else the same."""
+        return self.after(trainer.current_epoch, turns, budget)
 
     def after(self, iteration: int, turns: TurnCount, budget: int) -> int:
         """Count the turns of an iteration; return the budget of the next, lower than ``budget`` in every τ-th at most.
@@ -104,6 +126,51 @@ class TurnAnnealing(Callback):
     def load_state_dict(self, state_dict: dict[str, int]) -> None:
         """Go on counting from there."""
         self.seen = TurnCount(**state_dict)
+
+
+class AdaptiveAnnealing(TurnSchedule):
+    """Lower the turn budget by one whenever the last turn is not worth having: a schedule of ours, without a τ.
+
+    Over the last so many episodes played under a budget L, success within L - 1 turns is compared with success within
+    L. If it is no lower than the lower end of the latter's Wilson interval, the last turn adds nothing that these
+    episodes can show, and the budget becomes L - 1. While nothing at all is solved there is nothing to compare, and
+    the budget stays. It never grows.
+
+    Args:
+        episodes: Episodes compared at a time, of all processes. More make it ask for better proof of being superfluous.
+        minimum: Least turn budget.
+    """
+
+    def __init__(self, episodes: int = 512, minimum: int = 1) -> None:
+        self.episodes = at_least(1, episodes=episodes)
+        self.minimum = at_least(1, minimum=minimum)
+        self.seen = self.solved = self.solved_last = 0
+
+    def next_budget(self, trainer: Trainer, episodes: Sequence[Episode], turns: TurnCount, budget: int) -> int:
+        """Return the budget lowered by one once the last turn has proved superfluous."""
+        solved_at = [len(episode.turns) for episode in episodes if episode.success]
+        sums = over_processes(trainer, [len(solved_at), solved_at.count(budget)], "sum")
+        return self.after(turns.episodes, int(sums[0]), int(sums[1]), budget)
+
+    def after(self, episodes: int, solved: int, solved_last: int, budget: int) -> int:
+        """Count an iteration's episodes: those solved, and those of them that were solved in turn ``budget``."""
+        self.seen += episodes
+        self.solved += solved
+        self.solved_last += solved_last
+        if self.seen < self.episodes:
+            return budget
+        low, _ = wilson(self.solved, self.seen)
+        superfluous = self.solved > 0 and (self.solved - self.solved_last) / self.seen >= low
+        self.seen = self.solved = self.solved_last = 0
+        return budget - 1 if superfluous and budget > self.minimum else budget
+
+    def state_dict(self) -> dict[str, int]:
+        """Return what was counted since the last comparison."""
+        return {"seen": self.seen, "solved": self.solved, "solved_last": self.solved_last}
+
+    def load_state_dict(self, state_dict: dict[str, int]) -> None:
+        """Go on counting from there."""
+        self.seen, self.solved, self.solved_last = (state_dict[name] for name in ("seen", "solved", "solved_last"))
 
 
 def turn_metrics(turns: TurnCount, budget: int) -> dict[str, float]:
