@@ -79,7 +79,8 @@ def start_training(*options: str) -> dict[str, float]:
     with tempfile.TemporaryDirectory() as folder:
         marks = Path(folder) / "marks"
         command = [sys.executable, "-m", "wmact", "fit", "--config", str(CONFIG), "--trainer.max_epochs=1"]
-        command += ["--trainer.callbacks+=startup.Clock", *options]
+        # The engine that would be chosen by itself: named, it exists before the first rollout and can be watched.
+        command += ["--data.engine=wmact.engines.VLLMEngine", "--trainer.callbacks+=startup.Clock", *options]
         environment = os.environ | {MARKS: str(marks), "PYTHONPATH": str(Path(__file__).parent)}
         last = time.monotonic()
         done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True)

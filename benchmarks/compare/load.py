@@ -23,7 +23,7 @@ from wmact.types import Episode
 disable_progress_bar()
 
 MODEL = "nano"
-LIMITS = Limits(turn_tokens=128, episode_tokens=1024)  # as configs/maze.yaml has it
+LIMITS = Limits(turn_tokens=160, episode_tokens=1024)  # as configs/maze.yaml has it
 TURNS = 6
 SAMPLES = 8
 ACTIONS = ("up", "down", "left", "right")
