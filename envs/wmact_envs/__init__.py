@@ -8,3 +8,6 @@ from gymnasium.envs.registration import register
 
 register(id="wmact/Maze-v0", entry_point="wmact_envs.maze:MazeEnv")
 register(id="wmact/MazeHard-v0", entry_point="wmact_envs.maze:MazeEnv", kwargs={"size": 11})
+register(id="wmact/Taxi-v0", entry_point="wmact_envs.taxi:TaxiEnv")
+register(id="wmact/TaxiRainy-v0", entry_point="wmact_envs.taxi:TaxiEnv", kwargs={"rainy": True})
+register(id="wmact/TaxiFickle-v0", entry_point="wmact_envs.taxi:TaxiEnv", kwargs={"fickle": True})
