@@ -22,11 +22,13 @@ from lightning.fabric.plugins import TorchCheckpointIO
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
+from lightning.pytorch.utilities import rank_zero_only
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 from omegaconf import OmegaConf
 from transformers.utils.logging import disable_progress_bar
 
 from wmact.callbacks import TurnSchedule
+from wmact.callbacks.progress import eval_table
 from wmact.checkpoints import AtomicCheckpointIO, check_checkpoint
 from wmact.data import RolloutData
 from wmact.loggers import open_run_folder
@@ -47,8 +49,8 @@ class CLI(LightningCLI):
 
     @staticmethod
     def subcommands() -> dict[str, set[str]]:
-        """All of Lightning's, without the option to run code from a checkpoint."""
-        return {name: hidden | {"weights_only"} for name, hidden in LightningCLI.subcommands().items()}
+        """All of Lightning's, without the options to run code from a checkpoint and to print results its own way."""
+        return {name: hidden | {"weights_only", "verbose"} for name, hidden in LightningCLI.subcommands().items()}
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """Give the turn schedule a key of its own, so that an overlay can change it; link what must be equal."""
@@ -87,6 +89,16 @@ class CLI(LightningCLI):
         except BaseException as error:
             error.add_note(self._way_on())
             raise
+
+    def validate(self, model: LightningModule, **kwargs: Any) -> None:
+        """Evaluate on the environments of `data.val`, and print a table."""
+        self.trainer.validate(model, verbose=False, **kwargs)
+        rank_zero_only(print)(eval_table(self.trainer.callback_metrics), flush=True)
+
+    def test(self, model: LightningModule, **kwargs: Any) -> None:
+        """Evaluate on the environments of `data.test`, and print a table."""
+        self.trainer.test(model, verbose=False, **kwargs)
+        rank_zero_only(print)(eval_table(self.trainer.callback_metrics), flush=True)
 
     def _way_on(self) -> str:
         last = Path(getattr(self.trainer.checkpoint_callback, "last_model_path", "") or "none")

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from wmact.callbacks import IterationProgress, RewardRescalingLogger, TurnAnnealing
-from wmact.callbacks.progress import eval_line, progress_figures
+from wmact.callbacks.progress import eval_line, eval_table, progress_figures
 
 
 def test_figures_as_they_are_shown() -> None:
@@ -33,6 +33,21 @@ def test_evaluation_line() -> None:
     assert eval_line(10, metrics) == (
         "evaluation after 10 iterations  standard:  single-turn 0.123  hard:  multi-turn 0.500"
     )
+
+
+def test_evaluation_table() -> None:
+    standard = {"levels": 1000.0, "single_turn": 0.862, "single_turn_low": 0.8392, "single_turn_high": 0.882}
+    standard |= {"turns_mean": 1.137, "success_at/02": 0.915, "success_at/10": 0.925}
+    metrics = {f"eval/standard/{name}": value for name, value in standard.items()}
+    metrics |= {"eval/hard/levels": 10, "eval/hard/turns_mean": 4.2659, "train/success": 1.0}
+    assert eval_table(metrics).splitlines() == [
+        "                     standard              hard",
+        "levels               1,000                 10",
+        "single-turn success  0.862 [0.839, 0.882]",
+        "turns                1.14                  4.27",
+        "success within 2     0.915",
+        "success within 10    0.925",
+    ]
 
 
 def run(fit: Callable[..., Any], **settings: Any) -> Any:

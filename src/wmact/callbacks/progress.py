@@ -26,6 +26,19 @@ SHOWN_OF_EVAL = {
 }
 """Figure of a line of evaluation → the metric below ``eval/<variant>/``."""
 
+TABLE = {
+    "levels": "{levels:,.0f}",
+    "single-turn success": "{single_turn:.3f} [{single_turn_low:.3f}, {single_turn_high:.3f}]",
+    "multi-turn success": "{multi_turn:.3f} [{multi_turn_low:.3f}, {multi_turn_high:.3f}]",
+    "turns": "{turns_mean:.2f}",
+    "actions": "{actions_mean:.2f}",
+    "N_eff/N": "{effective_share:.2f}",
+    "length over optimal": "{length_over_optimal:.2f}",
+    "tokens": "{tokens_mean:.0f}",
+    "errors": "{errors:.3f}",
+}
+"""Row of the table of an evaluation → what stands in it; below them, success at every budget of the curve."""
+
 
 class IterationProgress(ProgressBar):
     """A bar over iterations on a terminal, otherwise one line an iteration; and a line after every validation.
@@ -74,7 +87,7 @@ class IterationProgress(ProgressBar):
         self._trained = True
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Show the figures of a validation; on its own, outside a fit, Lightning prints them."""
+        """Show the figures of a validation; on its own, outside a fit, the command line prints them."""
         if trainer.state.fn == "fit" and not trainer.sanity_checking:
             self.print(eval_line(trainer.current_epoch + self._trained, trainer.callback_metrics))
 
@@ -122,3 +135,27 @@ def eval_line(iterations: int, metrics: Mapping[str, Any]) -> str:
         values = {text: metrics.get(f"eval/{variant}/{name}") for text, name in SHOWN_OF_EVAL.items()}
         line += "  ".join([f"  {variant}:", *(text.format(float(v)) for text, v in values.items() if v is not None)])
     return line
+
+
+def eval_table(metrics: Mapping[str, Any]) -> str:
+    """Tell a validation or test as a table with a column a variant; rows that no variant has are left out."""
+    figures: dict[str, dict[str, float]] = {}
+    for name, value in metrics.items():
+        if name.startswith("eval/"):
+            _, variant, figure = name.split("/", 2)
+            figures.setdefault(variant, {})[figure] = float(value)
+    curve = sorted({name for values in figures.values() for name in values if name.startswith("success_at/")})
+    rows = TABLE | {f"success within {int(name.split('/')[1])}": f"{{{name}:.3f}}" for name in curve}
+    table = [["", *figures]]
+    for row, text in rows.items():
+        cells = [_filled(text, values) for values in figures.values()]
+        table += [[row, *cells]] if any(cells) else []
+    widths = [max(map(len, column)) for column in zip(*table, strict=True)]
+    return "\n".join("  ".join(map(str.ljust, line, widths)).rstrip() for line in table)
+
+
+def _filled(text: str, values: Mapping[str, float]) -> str:
+    try:
+        return text.format_map(values)
+    except KeyError:
+        return ""
