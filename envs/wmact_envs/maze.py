@@ -18,7 +18,7 @@ from gymnasium.error import ResetNeeded
 from gymnasium.spaces import Text
 from numpy.typing import NDArray
 
-from . import frozen, splits
+from . import frozen, pictures, splits
 from .text import TextEnv
 
 Cell = tuple[int, int]
@@ -264,16 +264,8 @@ def freeze(settings: Settings, count: int = FROZEN_COUNT) -> Iterator[frozen.Fro
 
 def picture(maze: Maze, position: Cell, pixels: int = 32) -> NDArray[np.uint8]:
     """Paint the maze with `pixels` a cell: (n * pixels, n * pixels, 3) RGB. Player: blue disc; goal: green diamond."""
-    colours = np.array([[244, 241, 232], [52, 58, 70]], dtype=np.uint8)  # floor, wall
-    image: NDArray[np.uint8] = colours[maze.walls.astype(int)].repeat(pixels, axis=0).repeat(pixels, axis=1)
-    across = (np.arange(pixels) + 0.5) / pixels - 0.5  # in cells, from the middle of one
-    x, y = np.meshgrid(across, across)
-    for (r, c), shape, colour in (
-        (maze.goal, abs(x) + abs(y) < 0.45, (46, 160, 67)),
-        (position, x**2 + y**2 < 0.25**2, (31, 111, 235)),
-    ):
-        image[r * pixels : (r + 1) * pixels, c * pixels : (c + 1) * pixels][shape] = colour
-    return image
+    things = ((maze.goal, pictures.diamond, pictures.GREEN), (position, pictures.disc, pictures.BLUE))
+    return pictures.paint(maze.walls, things, pixels)
 
 
 RULES = """\

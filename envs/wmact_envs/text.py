@@ -29,7 +29,8 @@ class TextEnv(gymnasium.Env[str, str]):
     and of `step` also
         valid: bool, the action is one of `action_names`;
         effective: bool, the state after differs from the state before;
-        success: bool, the puzzle is solved.
+        success: bool, the puzzle is solved;
+        deadlock: bool, the state after can be seen to be unsolvable. It ends no episode: an agent shall find out.
 
     A string that names no action is answered with the unchanged observation, reward 0 and valid = effective = False.
     `truncated` is always False: the turn budget belongs to the rollout.
@@ -68,7 +69,10 @@ class TextEnv(gymnasium.Env[str, str]):
         raise NotImplementedError
 
     def place(self) -> str:
-        """Tell `state` in the fewest words, without spaces, as someone who simulates moves would note it."""
+        """Tell `state` in the fewest words, as someone who simulates moves would note it.
+
+        Every word is in parentheses, which make it a comment wherever it stands among actions.
+        """
         raise NotImplementedError
 
     def _load(self, number: int) -> tuple[str, int]:
@@ -82,6 +86,10 @@ class TextEnv(gymnasium.Env[str, str]):
     def _solved(self) -> bool:
         """Tell whether `state` is solved."""
         raise NotImplementedError
+
+    def _deadlocked(self) -> bool:
+        """Tell whether `state` can be seen, without a search, to be unsolvable. False, as by default, says nothing."""
+        return False
 
     def _observe(self) -> str:
         """Describe `state` to the agent."""
@@ -119,7 +127,12 @@ class TextEnv(gymnasium.Env[str, str]):
         reward = self._act(action) if valid else 0.0
         success = self._solved()
         self._running = not success
-        info = self._level_info | {"valid": valid, "effective": bool(self.state != before), "success": success}
+        info = self._level_info | {
+            "valid": valid,
+            "effective": bool(self.state != before),
+            "success": success,
+            "deadlock": self._deadlocked(),
+        }
         return self._observe(), reward, success, False, info
 
     def _level_option(self, options: dict[str, Any]) -> int | None:
