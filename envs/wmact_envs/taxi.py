@@ -171,10 +171,16 @@ def draw(state: State) -> str:
 
 def list_cells(state: State) -> str:
     """Tell the town as coordinates: walls as pairs of cells, pads, destination, passenger, and last the taxi."""
-    walls = " ".join(f"{_written(west)} | {_written(east)}" for west, east in WALLS)
-    pads = " ".join(f"{pad} {_written(cell)}" for pad, cell in PADS.items())
-    moving = f"destination {state.destination} passenger {state.passenger} taxi {_written(state.taxi)}"
-    return f"wall {walls} pads {pads} {moving}"
+    taxi, passenger, destination = state
+    return f"{_town()} destination {destination} passenger {passenger} taxi {_written(taxi)}"
+
+
+@functools.cache
+def _town() -> str:
+    """Tell what never changes."""
+    walls = (f"{_written(west)} | {_written(east)}" for west, east in WALLS)
+    pads = (f"{pad} {_written(cell)}" for pad, cell in PADS.items())
+    return " ".join(["wall", *walls, "pads", *pads])
 
 
 def _written(cell: Cell) -> str:
