@@ -96,7 +96,7 @@ def compare_steps(report: compare.Report, found: dict[str, Any]) -> None:
     if "gym-sokoban" in found:
         peer = found["gym-sokoban"]((7, 7), num_boxes=2, reset=False)
         new_room(peer, 0)
-        other["gym-sokoban"] = partial(step_room, peer, (1, 4, 2, 2, 3, 1), steps)  # the same walk
+        other["gym-sokoban 7×7"] = partial(step_room, peer, (1, 4, 2, 2, 3, 1), steps)  # the same walk
     for ids, yardsticks, walk, act, start in (
         (("Maze", "MazeHard"), lake, WALK, partial(maze.move, board.walls), board.start),
         (("Taxi", "TaxiRainy"), cab, taxi.ACTIONS, taxi.act, town),
