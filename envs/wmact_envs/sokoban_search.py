@@ -115,14 +115,13 @@ def reach(board: Board, boxes: int, player: int) -> int:
 
 
 def lost(board: Board, boxes: int) -> bool:
-    """Tell whether some box can be seen never to reach a target: it stands on a dead cell, or nothing frees it.
+    """Tell whether some box can be seen never to reach a target.
 
-    A box is held in one direction by a wall or another held box on either side, or if a push either way loses it; held
-    in both directions it is there for good. To begin with all boxes count as held. Those that are not by what is held
-    are let go, until the rest holds itself: none of these can be the first to move.
+    A box is held in one direction by a wall or another held box on either side, or if a push either way takes it to a
+    dead cell; held in both directions it is there for good. To begin with all boxes count as held. Those that are not
+    by what is held are let go, until the rest holds itself: none of these can be the first to move. A box on a dead
+    cell is always held, since it cannot be pushed to any but dead ones.
     """
-    if boxes & ~board.live:
-        return True
     width, held = board.width, boxes
     while True:
         solid = ~board.floor | held
