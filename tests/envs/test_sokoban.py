@@ -431,9 +431,7 @@ def test_ties_are_broken_alike_in_every_process():
     assert len(runs) == 1
 
 
-@pytest.mark.parametrize(
-    ("settings", "count"), [(STANDARD, 40), (HARD_2, 10), (HARD_1, 5), (Settings(6, 6, 2, 1), 40)]
-)
+@pytest.mark.parametrize(("settings", "count"), [(STANDARD, 40), (HARD_2, 10), (HARD_1, 5), (Settings(6, 6, 2, 1), 40)])
 def test_solutions_are_shortest(settings, count):
     rng = random.Random(0)
     for level in small_levels(count, settings):
