@@ -220,6 +220,7 @@ def test_equal_results_are_equal_bytes_in_whatever_order_they_came() -> None:
             results = read_results(Path(folder))
     for file in ("runs.csv", "outcomes.csv.gz", "curves.csv"):
         assert len({Path(folder, file).read_bytes() for folder in ("one", "two", "three")}) == 1
+    assert Path("one/outcomes.csv.gz").read_bytes()[4:8] == bytes(4)  # where gzip writes the date
     assert [(row["arm"], row["seed"]) for row in results.runs] == [("a", "9"), ("a", "10"), ("b", "9"), ("b", "10")]
     assert gzip.decompress(Path("one/outcomes.csv.gz").read_bytes()).decode().splitlines()[:3] == [
         "arm,seed,variant,optimal_length,actions,effective,level,solved_at",
@@ -477,7 +478,9 @@ else:
     home = pathlib.Path(words[words.index("--config") + 1]).parent.parent
 version = home / f"version_{len(list(home.glob('version_*')))}"
 arm, begun = home.parent.name, time.monotonic()
+held = [os.path.realpath(f"/proc/self/fd/{n}") for n in os.listdir("/proc/self/fd")]
 def told(**facts):
+    facts["holds"] = str(pathlib.Path("runs/study/pretended/lock").absolute()) in held
     with calls.open("a") as file:
         file.write(json.dumps({"arm": arm, "threads": os.environ["OMP_NUM_THREADS"], "words": words} | facts) + "\\n")
 if arm == "faulty":
@@ -555,6 +558,7 @@ def test_every_arm_and_seed_is_trained_and_tested_once(
     saved = f"{home}/version_0/config.yaml --ckpt_path {home}/version_0/checkpoints/last.ckpt"
     assert words[7] == ["test", "--config", *saved.split()]
     out = capsys.readouterr().out
+    assert calls("holds") == [(True,)] * 8  # the lock: it would keep it if the study were killed
     printed = [shlex.split(line)[3:] for line in out.splitlines() if line.startswith("python -m wmact")]
     assert printed == words  # as anyone can give them
     results = read_results(Path("res/pretended"))
