@@ -18,9 +18,9 @@ ENDLESS = 2**32
 class TextEnv(gymnasium.Env[str, str]):
     """A puzzle told and played in words: one primitive action a `step`, text in and text out.
 
-    A subclass sets the attributes below and writes `_load`, `_act`, `_solved`, `_observe` and `solution`. The base
-    checks actions and options, draws level numbers and decides what was effective, so that this means the same in
-    every environment.
+    A subclass sets the attributes below and writes `_load`, `_act`, `_solved`, `observe`, `solution`, `place` and
+    `read_place`. The base checks actions and options, draws level numbers and decides what was effective, so that this
+    means the same in every environment.
 
     `info` of `reset` and `step` holds
         level: int, the number of the level within its split;
@@ -71,6 +71,10 @@ class TextEnv(gymnasium.Env[str, str]):
         """Tell `state` in the fewest words, without spaces, as someone who simulates moves would note it."""
         raise NotImplementedError
 
+    def read_place(self, text: str) -> Any | None:
+        """Return the state that `place` tells so, its pieces separated by single spaces, or None if there is none."""
+        raise NotImplementedError
+
     def _load(self, number: int) -> tuple[str, int]:
         """Set `state` to the start of level `number` of the split; return its level_id and optimal_length."""
         raise NotImplementedError
@@ -83,7 +87,7 @@ class TextEnv(gymnasium.Env[str, str]):
         """Tell whether `state` is solved."""
         raise NotImplementedError
 
-    def _observe(self) -> str:
+    def observe(self) -> str:
         """Describe `state` to the agent."""
         raise NotImplementedError
 
@@ -101,7 +105,7 @@ class TextEnv(gymnasium.Env[str, str]):
         level_id, optimal_length = self._load(number)
         self._level_info = {"level": number, "level_id": level_id, "optimal_length": optimal_length}
         self._running = True
-        return self._observe(), dict(self._level_info)
+        return self.observe(), dict(self._level_info)
 
     def step(self, action: str) -> tuple[str, float, bool, bool, dict[str, Any]]:
         """Take one action; return observation, reward, terminated, truncated (always False) and info.
@@ -120,7 +124,7 @@ class TextEnv(gymnasium.Env[str, str]):
         success = self._solved()
         self._running = not success
         info = self._level_info | {"valid": valid, "effective": bool(self.state != before), "success": success}
-        return self._observe(), reward, success, False, info
+        return self.observe(), reward, success, False, info
 
     def _level_option(self, options: dict[str, Any]) -> int | None:
         for key in options:
