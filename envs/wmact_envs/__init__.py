@@ -11,3 +11,10 @@ register(id="wmact/MazeHard-v0", entry_point="wmact_envs.maze:MazeEnv", kwargs={
 register(id="wmact/Taxi-v0", entry_point="wmact_envs.taxi:TaxiEnv")
 register(id="wmact/TaxiRainy-v0", entry_point="wmact_envs.taxi:TaxiEnv", kwargs={"rainy": True})
 register(id="wmact/TaxiFickle-v0", entry_point="wmact_envs.taxi:TaxiEnv", kwargs={"fickle": True})
+register(id="wmact/Sokoban-v0", entry_point="wmact_envs.sokoban:SokobanEnv")
+register(
+    id="wmact/SokobanHard1-v0",
+    entry_point="wmact_envs.sokoban:SokobanEnv",
+    kwargs={"height": 10, "width": 10},
+)
+register(id="wmact/SokobanHard2-v0", entry_point="wmact_envs.sokoban:SokobanEnv", kwargs={"boxes": 3})

@@ -61,14 +61,18 @@ def _checksums(folder: Path) -> dict[str, str]:
 
 def main() -> None:
     """Generate every frozen file anew."""
-    from . import maze
+    from . import maze, sokoban
 
     parser = argparse.ArgumentParser(prog="python -m wmact_envs.frozen", description="Make the frozen levels again.")
     parser.add_argument("--folder", type=Path, default=FOLDER, help="where to write (default: the package's levels)")
     folder = parser.parse_args().folder
     folder.mkdir(parents=True, exist_ok=True)
-    for settings, name in maze.FROZEN.items():
-        write(name, maze.freeze(settings), folder)
+    files = {
+        **{name: maze.freeze(settings) for settings, name in maze.FROZEN.items()},
+        **{name: sokoban.freeze(settings) for settings, name in sokoban.FROZEN.items()},
+    }
+    for name, levels in files.items():
+        write(name, levels, folder)
         print(f"{folder / name}.jsonl")
 
 

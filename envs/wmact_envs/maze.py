@@ -18,7 +18,7 @@ from gymnasium.error import ResetNeeded
 from gymnasium.spaces import Text
 from numpy.typing import NDArray
 
-from . import frozen, splits
+from . import frozen, pictures, splits
 from .text import TextEnv
 
 Cell = tuple[int, int]
@@ -264,16 +264,8 @@ def freeze(settings: Settings, count: int = FROZEN_COUNT) -> Iterator[frozen.Fro
 
 def picture(maze: Maze, position: Cell, pixels: int = 32) -> NDArray[np.uint8]:
     """Paint the maze with `pixels` a cell: (n * pixels, n * pixels, 3) RGB. Player: blue disc; goal: green diamond."""
-    colours = np.array([[244, 241, 232], [52, 58, 70]], dtype=np.uint8)  # floor, wall
-    image: NDArray[np.uint8] = colours[maze.walls.astype(int)].repeat(pixels, axis=0).repeat(pixels, axis=1)
-    across = (np.arange(pixels) + 0.5) / pixels - 0.5  # in cells, from the middle of one
-    x, y = np.meshgrid(across, across)
-    for (r, c), shape, colour in (
-        (maze.goal, abs(x) + abs(y) < 0.45, (46, 160, 67)),
-        (position, x**2 + y**2 < 0.25**2, (31, 111, 235)),
-    ):
-        image[r * pixels : (r + 1) * pixels, c * pixels : (c + 1) * pixels][shape] = colour
-    return image
+    things = ((maze.goal, pictures.diamond, pictures.GREEN), (position, pictures.disc, pictures.BLUE))
+    return pictures.paint(maze.walls, things, pixels)
 
 
 RULES = """\
@@ -345,6 +337,10 @@ class MazeEnv(TextEnv):
         """Return a shortest list of actions from the current cell."""
         return solve(self.maze, self.state)
 
+    def observe(self) -> str:
+        """Return the maze as `layout` has it."""
+        return (draw if self.layout == "grid" else list_cells)(self.maze, self.state)
+
     def place(self) -> str:
         """Return the current cell, as in "(1,2)"."""
         return _told(self.state)
@@ -377,8 +373,6 @@ class MazeEnv(TextEnv):
     def _solved(self) -> bool:
         return self.state == self.maze.goal
 
-    def observe(self) -> str:
-        return (draw if self.layout == "grid" else list_cells)(self.maze, self.state)
 
 
 def _told(cell: Cell) -> str:

@@ -16,7 +16,7 @@ SPLITS = ("train", "val", "test")
 
 
 def symmetries(grid: NDArray[np.uint8]) -> Iterator[NDArray[np.uint8]]:
-    """Yield the grid (n, n) under the eight symmetries of the square: four rotations, each also transposed."""
+    """Yield the grid (h, w) under the eight symmetries of the square: four rotations, each also transposed."""
     for turns in range(4):
         turned = np.rot90(grid, turns)
         yield turned
@@ -28,13 +28,16 @@ def level_id(kind: str, grid: NDArray[np.uint8]) -> str:
 
     Args:
         kind: the environment, e.g. "maze"; keeps the levels of two environments apart.
-        grid: (n, n) uint8, one code a cell; must hold everything that makes two levels differ.
+        grid: (h, w) uint8, one code a cell; must hold everything that makes two levels differ.
 
     Returns:
-        64 hexadecimal digits: sha256 of the least, as bytes, of the eight symmetric grids.
+        64 hexadecimal digits: sha256 of the least, as bytes, of the eight symmetric grids, of those that are not higher
+        than wide.
     """
-    canonical = min(image.tobytes() for image in symmetries(grid))
-    return hashlib.sha256(kind.encode() + b":" + canonical).hexdigest()
+    (height, width), canonical = min((image.shape, image.tobytes()) for image in symmetries(grid))
+    # 2 x 6 and 3 x 4 cells may be the same bytes. Of a square their number says which.
+    size = "" if height == width else f"{height}x{width}:"
+    return hashlib.sha256(f"{kind}:{size}".encode() + canonical).hexdigest()
 
 
 def split_of(name: str) -> str:

@@ -29,7 +29,8 @@ class TextEnv(gymnasium.Env[str, str]):
     and of `step` also
         valid: bool, the action is one of `action_names`;
         effective: bool, the state after differs from the state before;
-        success: bool, the puzzle is solved.
+        success: bool, the puzzle is solved;
+        deadlock: bool, the state after can be seen to be unsolvable. It ends no episode: an agent shall find out.
 
     A string that names no action is answered with the unchanged observation, reward 0 and valid = effective = False.
     `truncated` is always False: the turn budget belongs to the rollout.
@@ -67,8 +68,15 @@ class TextEnv(gymnasium.Env[str, str]):
         """Return optimal actions from the current state ([] when solved), or None if it cannot be solved any more."""
         raise NotImplementedError
 
+    def observe(self) -> str:
+        """Describe `state` to the agent."""
+        raise NotImplementedError
+
     def place(self) -> str:
-        """Tell `state` in the fewest words, without spaces, as someone who simulates moves would note it."""
+        """Tell `state` in the fewest words, as someone who simulates moves would note it.
+
+        Every word is in parentheses, which make it a comment wherever it stands among actions.
+        """
         raise NotImplementedError
 
     def read_place(self, text: str) -> Any | None:
@@ -87,9 +95,9 @@ class TextEnv(gymnasium.Env[str, str]):
         """Tell whether `state` is solved."""
         raise NotImplementedError
 
-    def observe(self) -> str:
-        """Describe `state` to the agent."""
-        raise NotImplementedError
+    def _deadlocked(self) -> bool:
+        """Tell whether `state` can be seen, without a search, to be unsolvable. False, as by default, says nothing."""
+        return False
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[str, dict[str, Any]]:
         """Start a level: number `options["level"]` of the split, or one drawn with the environment's own generator.
@@ -123,7 +131,12 @@ class TextEnv(gymnasium.Env[str, str]):
         reward = self._act(action) if valid else 0.0
         success = self._solved()
         self._running = not success
-        info = self._level_info | {"valid": valid, "effective": bool(self.state != before), "success": success}
+        info = self._level_info | {
+            "valid": valid,
+            "effective": bool(self.state != before),
+            "success": success,
+            "deadlock": self._deadlocked(),
+        }
         return self.observe(), reward, success, False, info
 
     def _level_option(self, options: dict[str, Any]) -> int | None:

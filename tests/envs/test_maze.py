@@ -366,7 +366,7 @@ def test_an_episode_on_a_frozen_level_word_for_word():
         observation, reward, terminated, truncated, info = env.step(action)
         done = action is solution[-1] and env.solution() == []
         assert (reward, terminated, truncated) == (float(done), done, False)
-        assert info == expected | {"valid": True, "effective": True, "success": done}
+        assert info == expected | {"valid": True, "effective": True, "success": done, "deadlock": False}
     assert "*" in observation
 
 
@@ -519,7 +519,7 @@ def test_wrong_options_are_refused(options, error, message):
     with pytest.raises(error, match=message):
         env.reset(options=options)
     env.step("jump")  # and the episode goes on
-    assert env._observe() == before
+    assert env.observe() == before
 
 
 def test_render(monkeypatch):
