@@ -28,7 +28,7 @@ from gymnasium.error import ResetNeeded
 from gymnasium.spaces import Text
 from numpy.typing import NDArray
 
-from . import splits
+from . import pictures, splits
 from .text import TextEnv
 
 Cell = tuple[int, int]
@@ -188,30 +188,28 @@ def _written(cell: Cell) -> str:
     return f"({cell[0]},{cell[1]})"
 
 
+TINTS = {"R": (245, 183, 177), "G": (183, 225, 190), "Y": (249, 231, 159), "B": (174, 203, 240)}
+ORANGE = (219, 109, 40)
+
+
 def picture(state: State, pixels: int = 64) -> NDArray[np.uint8]:
     """Paint the town with `pixels` a cell: (5 * pixels, 5 * pixels, 3) RGB.
 
     Taxi: blue disc; destination: green diamond; passenger: small orange disc, in a corner of the pad or on the taxi.
     """
-    image = np.full((SIZE * pixels, SIZE * pixels, 3), (244, 241, 232), dtype=np.uint8)
-    tints = {"R": (245, 183, 177), "G": (183, 225, 190), "Y": (249, 231, 159), "B": (174, 203, 240)}
-    for pad, (r, c) in PADS.items():
-        image[r * pixels : (r + 1) * pixels, c * pixels : (c + 1) * pixels] = tints[pad]
+    taxi, passenger, destination = state
+    aside = 0.0 if passenger == ABOARD else 0.6
+    things: list[tuple[Cell, pictures.Shape, pictures.Colour]] = [
+        *((cell, lambda x, _: x < 1, TINTS[pad]) for pad, cell in PADS.items()),  # the whole cell
+        (PADS[destination], pictures.diamond, pictures.GREEN),
+        (taxi, pictures.disc, pictures.BLUE),
+        (PADS.get(passenger, taxi), lambda x, y: pictures.disc(2 * x + aside, 2 * y + aside), ORANGE),
+    ]
+    image = pictures.paint(np.zeros((SIZE, SIZE), dtype=bool), things, pixels)
     half = max(1, pixels // 16)  # of a wall's thickness
-    wall = (52, 58, 70)
     for _, (r, c) in WALLS:
-        image[r * pixels : (r + 1) * pixels, c * pixels - half : c * pixels + half] = wall
-    image[:half] = image[-half:] = image[:, :half] = image[:, -half:] = wall
-    across = (np.arange(pixels) + 0.5) / pixels - 0.5  # in cells, from the middle of one
-    x, y = np.meshgrid(across, across)
-    small = 0.12**2
-    rider, waiting = x**2 + y**2 < small, (x + 0.3) ** 2 + (y + 0.3) ** 2 < small
-    for (r, c), shape, colour in (
-        (PADS[state.destination], abs(x) + abs(y) < 0.45, (46, 160, 67)),
-        (state.taxi, x**2 + y**2 < 0.25**2, (31, 111, 235)),
-        (PADS.get(state.passenger, state.taxi), rider if state.passenger == ABOARD else waiting, (219, 109, 40)),
-    ):
-        image[r * pixels : (r + 1) * pixels, c * pixels : (c + 1) * pixels][shape] = colour
+        image[r * pixels : (r + 1) * pixels, c * pixels - half : c * pixels + half] = pictures.WALL
+    image[:half] = image[-half:] = image[:, :half] = image[:, -half:] = pictures.WALL
     return image
 
 
