@@ -374,7 +374,6 @@ class MazeEnv(TextEnv):
         return self.state == self.maze.goal
 
 
-
 def _told(cell: Cell) -> str:
     return f"({cell[0]},{cell[1]})"
 
