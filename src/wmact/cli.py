@@ -3,10 +3,12 @@
     python -m wmact fit --config configs/maze.yaml
     python -m wmact fit --config RUN/config.yaml --ckpt_path RUN/checkpoints/last.ckpt     continues that run
     python -m wmact test --config RUN/config.yaml --ckpt_path RUN/checkpoints/last.ckpt
+    python -m wmact study configs/study/maze.yaml         and the other commands of `wmact.commands`
 
 Several --config overlay each other, and a value on the command line beats them all, the checkpoint's too.
 """
 
+import importlib
 import logging
 import os
 import re
@@ -30,6 +32,7 @@ from transformers.utils.logging import disable_progress_bar
 from wmact.callbacks import TurnSchedule
 from wmact.callbacks.progress import eval_table
 from wmact.checkpoints import AtomicCheckpointIO, check_checkpoint
+from wmact.commands import COMMANDS, HELP
 from wmact.data import RolloutData
 from wmact.loggers import open_run_folder
 from wmact.module import AgentModule
@@ -123,7 +126,7 @@ def build(args: list[str] | None = None, **kwargs: Any) -> CLI:
         subclass_mode_data=True,
         seed_everything_default=0,
         auto_configure_optimizers=False,
-        parser_kwargs={"parser_mode": "omegaconf+", "exit_on_error": False},
+        parser_kwargs={"parser_mode": "omegaconf+", "exit_on_error": False, "epilog": HELP},
         save_config_kwargs={"overwrite": True},
         args=args,
         **kwargs,
@@ -137,8 +140,12 @@ def main(args: list[str] | None = None) -> None:
     """
     if not os.environ.get("WMACT_DEBUG"):
         _quiet()
+    words = sys.argv[1:] if args is None else args
     try:
-        build(args)
+        if words and words[0] in COMMANDS:
+            importlib.import_module(COMMANDS[words[0]].module).main(words[1:])
+        else:
+            build(args)
     except (RolloutInterrupted, SIGTERMException) as error:
         _leave("terminated", TERMINATED, error)
     except KeyboardInterrupt as error:

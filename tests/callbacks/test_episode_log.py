@@ -7,12 +7,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from lightning.pytorch import LightningModule, Trainer
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from wmact.callbacks import EpisodeLog, EpisodeSamples, read_episodes
 from wmact.callbacks.episodes import append_episodes, cut_episodes, episode_record, samples
 from wmact.loggers import CSVMetrics, TensorBoard, open_run_folder
-from wmact.types import Episode
+from wmact.types import Episode, Played
 
 
 def iterations(path: Path) -> list[int]:
@@ -25,6 +26,7 @@ def test_a_record_holds_the_whole_episode(make_episode: Callable[..., Episode]) 
     assert episode_record(4, played) == {
         "iteration": 4,
         "policy_version": 0,
+        "variant": None,
         "env": "env",
         "level": 0,
         "level_id": "id",
@@ -123,6 +125,17 @@ def test_a_resumed_run_leaves_the_file_of_an_uninterrupted_one(
     assert run("killed", 5, killed / "checkpoints" / "epoch=1.ckpt") == killed
     assert log.read_bytes() == (whole / "episodes.jsonl").read_bytes()
     assert iterations(log) == [0, 0, 1, 1, 2, 2, 3, 3, 4, 4]
+
+
+def test_what_is_tested_is_written_with_its_variant(tmp_path: Path, make_episode: Callable[..., Episode]) -> None:
+    log, trainer = EpisodeLog(), Trainer(accelerator="cpu", logger=CSVMetrics(str(tmp_path)))
+    for variant, count in (("standard", 2), ("hard", 1)):
+        played = Played(variant, [make_episode(level=level) for level in range(count)], 5, 5, (1,))
+        log.on_test_batch_end(trainer, LightningModule(), None, played, 0)
+    records = list(read_episodes(tmp_path / "wmact" / "version_0" / "episodes.jsonl"))
+    assert [(r["variant"], r["level"]) for r in records] == [("standard", 0), ("standard", 1), ("hard", 0)]
+    assert not {"ids", "logprobs"} & records[0].keys()
+    assert records[0]["turns"][0]["text"] == "hm"
 
 
 def test_every_thins_out(fit: Callable[..., Any], tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""Every training episode on disk, as JSON lines, and a few of them as text in TensorBoard."""
+"""Every episode on disk, as JSON lines, and a few of those of training as text in TensorBoard."""
 
 import json
 import math
@@ -18,7 +18,8 @@ from wmact.types import Episode, Played, Turn
 class EpisodeLog(Callback):
     """Append every training episode to ``<run folder>/episodes.jsonl``, one JSON object a line (`episode_record`).
 
-    What `predict` plays is written there too, as iteration 0 of a folder of its own.
+    What `test` and `predict` play is written there too, as iteration 0 of a folder of its own; of `test` without token
+    ids. The evaluations during training are not.
 
     The file only grows, except that a resumed run, before its first new line, cuts off the iterations it plays again.
     With several processes each writes its own episodes: the first as above, the others ``episodes.rank1.jsonl``, ….
@@ -27,6 +28,7 @@ class EpisodeLog(Callback):
     Args:
         every: Log the episodes of every n-th iteration only, from the first on.
         token_ids: Write token ids and logprobs too: most of the file, and what a diagnosis of token drift needs.
+            Of training and `predict` only.
     """
 
     def __init__(self, every: int = 1, token_ids: bool = True) -> None:
@@ -47,10 +49,17 @@ class EpisodeLog(Callback):
         if self._path and iteration % self.every == 0:
             append_episodes(self._path, iteration, rollouts(trainer).episodes, token_ids=self.token_ids)
 
+    def on_test_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Played, *args: Any
+    ) -> None:
+        """Append what was played."""
+        if path := episode_log(trainer):
+            append_episodes(path, 0, batch.episodes, variant=batch.variant, token_ids=False)
+
     def on_predict_batch_end(self, trainer: Trainer, pl_module: LightningModule, outputs: Played, *args: Any) -> None:
         """Append what was played."""
         if path := episode_log(trainer):
-            append_episodes(path, 0, outputs.episodes, token_ids=self.token_ids)
+            append_episodes(path, 0, outputs.episodes, variant=outputs.variant, token_ids=self.token_ids)
 
 
 def episode_log(trainer: Trainer) -> Path | None:
@@ -60,9 +69,12 @@ def episode_log(trainer: Trainer) -> Path | None:
     return folder / f"episodes{rank}.jsonl" if folder else None
 
 
-def episode_record(iteration: int, episode: Episode, *, token_ids: bool = True) -> dict[str, Any]:
+def episode_record(
+    iteration: int, episode: Episode, *, variant: str | None = None, token_ids: bool = True
+) -> dict[str, Any]:
     """Return an episode as plain data for JSON: what is not finite is None, logprobs have six digits.
 
+    ``variant`` is the name under ``data.test`` of the environment it was played in; None for a training episode.
     ``reward`` is the outcome, ``scaled_reward`` the sum over turns of what the trainer sees. ``ids`` and ``logprobs``
     are left out without ``token_ids``; each turn's ``start`` and ``end`` refer to them.
     """
@@ -70,6 +82,7 @@ def episode_record(iteration: int, episode: Episode, *, token_ids: bool = True) 
     return {
         "iteration": iteration,
         "policy_version": episode.policy_version,
+        "variant": variant,
         "env": episode.env,
         "level": episode.level,
         "level_id": episode.level_id,
@@ -98,9 +111,11 @@ def _turn_record(turn: Turn) -> dict[str, Any]:
     }
 
 
-def append_episodes(path: Path, iteration: int, episodes: Iterable[Episode], *, token_ids: bool = True) -> None:
+def append_episodes(
+    path: Path, iteration: int, episodes: Iterable[Episode], *, variant: str | None = None, token_ids: bool = True
+) -> None:
     """Append one line an episode. Only ASCII is written, so control characters in replies lie inert as \\u escapes."""
-    records = (episode_record(iteration, episode, token_ids=token_ids) for episode in episodes)
+    records = (episode_record(iteration, episode, variant=variant, token_ids=token_ids) for episode in episodes)
     lines = "".join(json.dumps(record, ensure_ascii=True, allow_nan=False) + "\n" for record in records)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -1,0 +1,106 @@
+"""What a study file says: the arms of a comparison, their seeds, and what the paper found."""
+
+import hashlib
+import itertools
+import json
+import re
+import shlex
+from collections.abc import Sequence
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+from jsonargparse import ArgumentError, ArgumentParser
+from omegaconf import OmegaConf
+from yaml import YAMLError
+
+from wmact.cli import reason
+
+
+@dataclass(frozen=True)
+class Study:
+    """A study file.
+
+    Args:
+        name: of the study, and of its folders.
+        base: configurations that all arms share, as several --config.
+        arms: name → what the arm adds to the command line; "" is the base itself.
+        seeds: every arm is run with each of them.
+        common: what all arms add to the command line, before their own words.
+        compare: the arm that the others are tested against.
+        paper: arm → test variant → success in percent that the paper reports, for the report to show beside ours.
+        note: a sentence that the report begins with.
+    """
+
+    name: str
+    base: list[str]
+    arms: dict[str, str]
+    seeds: list[int]
+    common: str = ""
+    compare: str = "wmact"
+    paper: dict[str, dict[str, float]] = field(default_factory=dict)
+    note: str = ""
+
+    def __post_init__(self) -> None:
+        for name in (self.name, *self.arms):
+            if not re.fullmatch(r"\w[\w.+-]*", name):
+                raise ValueError(f"name {name!r}: a name is one of a folder, of letters, digits and any of _ . + -")
+        if not self.arms or not self.seeds:
+            raise ValueError("a study has at least one arm and one seed")
+        if len(set(self.seeds)) < len(self.seeds):
+            raise ValueError(f"seeds={self.seeds}: one stands there twice")
+        for key, arms in {"compare": [self.compare], "paper": self.paper}.items():
+            for arm in arms:
+                if arm not in self.arms:
+                    raise ValueError(f"{key}: there is no arm {arm!r}; the arms are {', '.join(self.arms)}")
+
+    def words(self, arm: str, seed: int) -> list[str]:
+        """Return the arguments of `fit` that make a run what it is; where it is written is not among them."""
+        bases = [word for base in self.base for word in ("--config", base)]
+        try:
+            return [*bases, *shlex.split(f"{self.common} {self.arms[arm]}"), "--seed_everything", str(seed)]
+        except ValueError as error:
+            raise ValueError(f"arm {arm!r}: {error} in {self.common} {self.arms[arm]}") from None
+
+
+def read_study(path: Path) -> Study:
+    """Read a study file.
+
+    Raises:
+        ValueError: it cannot be read, is no YAML, or is not as `Study` wants it.
+    """
+    content = read_yaml(path)
+    parser = ArgumentParser(exit_on_error=False)
+    parser.add_class_arguments(Study)
+    try:
+        return Study(**parser.parse_object(content).as_dict())
+    except ArgumentError as error:
+        keys = ", ".join(key.name for key in fields(Study))
+        raise ValueError(f"{path}: {reason(error)} (a study has the keys {keys})") from None
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from None
+
+
+def read_yaml(path: str | Path) -> Any:
+    """Read a YAML file as plain data, references unresolved; a key that stands there twice is an error.
+
+    Raises:
+        ValueError: there is no such file, or it is no YAML.
+    """
+    try:
+        return OmegaConf.to_container(OmegaConf.load(path))
+    except OSError as error:
+        raise ValueError(f"{path}: {error.strerror or error}") from None
+    except YAMLError as error:
+        raise ValueError(f"{path}: {error}") from None
+
+
+def fingerprint(words: Sequence[str]) -> str:
+    """Name what words mean: the words, and what stands in the configuration files they name (comments apart).
+
+    Raises:
+        ValueError: one of the files cannot be read.
+    """
+    parts = [part for word in words for part in (word.split("=", 1) if word.startswith("--config=") else [word])]
+    configs = [read_yaml(path) for option, path in itertools.pairwise(parts) if option == "--config"]
+    return hashlib.sha256(json.dumps([list(words), configs]).encode()).hexdigest()[:12]
