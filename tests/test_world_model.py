@@ -8,7 +8,6 @@ import gymnasium
 import pytest
 
 from wmact import world_model
-from wmact.data import Evaluation
 from wmact.types import Action, Episode, Turn
 
 MAZE = """\
@@ -139,8 +138,3 @@ def test_figures() -> None:
     assert figures["question_exact"] == (3, 4)
     assert figures["thought_moves"] == (7, 2)
     assert figures["thought_opening"] == (0, 0)
-
-
-def test_more_questions_than_levels() -> None:
-    with pytest.raises(ValueError, match="20 levels with world_model=21"):
-        Evaluation(levels=20, world_model=21)

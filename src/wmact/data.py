@@ -67,21 +67,16 @@ class Evaluation:
         levels: levels of each variant.
         samples: episodes a level; with more than one, pass@samples is reported.
         curve: turn budgets at which success is reported. All are read from one rollout with the largest.
-        world_model: transitions that the model is asked about, one a level, and whether its thoughts are checked
-            (`world_model.py`); 0 does neither. It needs environments of wmact_envs.
+        world_model: ask the model about one transition of each level too, and check what its thoughts claim
+            (`world_model.py`). It needs environments of wmact_envs.
     """
 
     levels: int = 200
     samples: int = 1
     curve: tuple[int, ...] = (1, 2, 3, 5, 10)
-    world_model: int = 0
+    world_model: bool = False
 
     def __post_init__(self) -> None:
-        if not 0 <= self.world_model <= self.levels:
-            raise ValueError(
-                f"evaluation of {self.levels} levels with world_model={self.world_model}: at least 0, and at most one "
-                "question a level"
-            )
         if self.levels < 1 or self.samples < 1:
             raise ValueError(f"evaluation of {self.levels} levels × {self.samples} samples: both must be at least 1")
         if list(self.curve) != sorted(set(self.curve)) or not self.curve or self.curve[0] < 1:
@@ -260,8 +255,7 @@ class RolloutData(L.LightningDataModule):
         episodes = self._play(spec, mine, longest)
         known: dict[str, tuple[float, float]] = {}
         if how.world_model:
-            asked = [level for level in range(how.world_model) if level % trainer.world_size == trainer.global_rank]
-            known = self._ask_about_the_world(spec, episodes, asked)
+            known = self._ask_about_the_world(spec, episodes, sorted({task.level for task in mine}))
         return Played(variant, episodes, self.max_turns, self.turn_budget, how.curve, known)
 
     def _ask_about_the_world(
@@ -270,8 +264,8 @@ class RolloutData(L.LightningDataModule):
         env: Any = self._pool(spec, 1)[0].unwrapped
         if not hasattr(env, "read_place"):
             raise ValueError(
-                f"world_model={len(levels)}: {spec.id} has no places to ask about; set world_model to 0, or take an "
-                "environment of wmact_envs"
+                f"world_model=True: {spec.id} has no places to ask about; set it to false, or take an environment of "
+                "wmact_envs"
             )
         assert self._chat is not None
         rules = protocol.instructions(env.rules, env.action_names, env.example_actions) if self.tell_rules else None
