@@ -99,7 +99,7 @@ def sign_flip(differences: Floats) -> float:
 # What the tables are made of
 
 
-class Tested:
+class Outcomes:
     """What one arm did on one variant. Levels are those that all its seeds were tested on.
 
     Args:
@@ -123,7 +123,7 @@ class Tested:
         budget = self.max_turns if budget is None else budget
         return ((self.solved_at > 0) & (self.solved_at <= budget)).mean(-1)
 
-    def paired(self, other: "Tested", budget: int | None = None) -> tuple[Floats, Floats]:
+    def paired(self, other: "Outcomes", budget: int | None = None) -> tuple[Floats, Floats]:
         """Return `success` of both on the levels that both have."""
         _, ours, theirs = np.intersect1d(self.levels, other.levels, return_indices=True)
         return self.success(budget)[:, ours], other.success(budget)[:, theirs]
@@ -155,7 +155,7 @@ class Part:
             if (row["arm"], row["seed"]) in finished:
                 outcomes[row["variant"]][row["arm"]].append(row)
         self.tests = {
-            variant: {arm: Tested(rows[arm], budgets[arm]) for arm in self.arms if arm in rows}
+            variant: {arm: Outcomes(rows[arm], budgets[arm]) for arm in self.arms if arm in rows}
             for variant, rows in outcomes.items()
         }
         self.curves: dict[str, dict[str, list[Row]]] = {arm: defaultdict(list) for arm in self.arms}

@@ -14,7 +14,7 @@ import io
 import os
 import re
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -63,12 +63,16 @@ def read_results(folder: Path) -> Results:
 def write_results(folder: Path, results: Results) -> None:
     """Replace the three files. The one that says what is finished comes last, so that a kill leaves no half run."""
     folder.mkdir(parents=True, exist_ok=True)
-    for name in reversed([each.name for each in fields(results)]):
-        content = _csv(getattr(results, name)).encode()
-        path = folder / FILES[name]
-        half = path.with_name(path.name + ".half")
-        half.write_bytes(gzip.compress(content, mtime=0) if path.suffix == ".gz" else content)  # no date in the file
-        os.replace(half, path)
+    for name in reversed(FILES):
+        path, content = folder / FILES[name], _csv(getattr(results, name)).encode()
+        write_whole(path, gzip.compress(content, mtime=0) if path.suffix == ".gz" else content)  # no date in the file
+
+
+def write_whole(path: Path, content: bytes) -> None:
+    """Replace a file, whole or not at all."""
+    half = path.with_name(path.name + ".half")
+    half.write_bytes(content)
+    os.replace(half, path)
 
 
 def collect(arm: str, seed: int, trained: Path, tested: Path, facts: Row) -> Results:

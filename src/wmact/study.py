@@ -29,7 +29,7 @@ from lightning.pytorch.utilities.exceptions import SIGTERMException
 from wmact.commands import CommandParser
 from wmact.plot import require_matplotlib
 from wmact.report import Part, write_report
-from wmact.results import Results, collect, read_results, write_results
+from wmact.results import Results, collect, read_results, write_results, write_whole
 from wmact.study_file import Study, fingerprint, read_study
 
 RUNS = Path("runs", "study")
@@ -61,9 +61,8 @@ class Run:
 
     def trained(self) -> Path | None:
         """Return the folder of the training: the newest with a checkpoint to go on from, if there is one."""
-        return max(
-            (v for v in self._versions() if (v / "checkpoints" / "last.ckpt").is_file()), key=_number, default=None
-        )
+        saved = [version for version in self._versions() if (version / "checkpoints" / "last.ckpt").is_file()]
+        return max(saved, key=_number, default=None)
 
     def newest(self) -> Path:
         """Return the folder of the last command."""
@@ -93,9 +92,9 @@ class Run:
         Raises:
             ValueError: the words were others, or the files that they name.
         """
-        asked, note = self.asked, self.folder / "asked.json"
-        known = {where: results.run(self.arm, self.seed), self.folder: note.is_file() and json.loads(note.read_text())}
-        for place, before in known.items():
+        asked = self.asked
+        begun = json.loads((self.folder / "asked.json").read_text()) if self.trained() else None
+        for place, before in ((where, results.run(self.arm, self.seed)), (self.folder, begun)):
             if before and before["settings"] != asked["settings"]:
                 change = f"its words were {before['words']!r} and are now {asked['words']!r}"
                 if before["words"] == asked["words"]:
@@ -106,7 +105,7 @@ class Run:
     def note(self) -> None:
         """Write down what it is started with."""
         self.folder.mkdir(parents=True, exist_ok=True)
-        (self.folder / "asked.json").write_text(json.dumps(self.asked))
+        write_whole(self.folder / "asked.json", json.dumps(self.asked).encode())
 
     def __str__(self) -> str:
         return f"{self.study.name} {self.arm} seed {self.seed}"
