@@ -220,6 +220,7 @@ def test_equal_results_are_equal_bytes_in_whatever_order_they_came() -> None:
             results = read_results(Path(folder))
     for file in ("runs.csv", "outcomes.csv.gz", "curves.csv"):
         assert len({Path(folder, file).read_bytes() for folder in ("one", "two", "three")}) == 1
+    assert Path("one/outcomes.csv.gz").read_bytes()[4:8] == bytes(4)  # where gzip writes the date
     assert [(row["arm"], row["seed"]) for row in results.runs] == [("a", "9"), ("a", "10"), ("b", "9"), ("b", "10")]
     assert gzip.decompress(Path("one/outcomes.csv.gz").read_bytes()).decode().splitlines()[:3] == [
         "arm,seed,variant,optimal_length,actions,effective,level,solved_at",
@@ -477,13 +478,19 @@ else:
     home = pathlib.Path(words[words.index("--config") + 1]).parent.parent
 version = home / f"version_{len(list(home.glob('version_*')))}"
 arm, begun = home.parent.name, time.monotonic()
+held = [os.path.realpath(f"/proc/self/fd/{n}") for n in os.listdir("/proc/self/fd")]
 def told(**facts):
+    facts["holds"] = str(pathlib.Path("runs/study/pretended/lock").absolute()) in held
     with calls.open("a") as file:
         file.write(json.dumps({"arm": arm, "threads": os.environ["OMP_NUM_THREADS"], "words": words} | facts) + "\\n")
 if arm == "faulty":
     told()
-    print("a long story", "wmact: data.groups=0: must be at least 1", "", sep="\\n", file=sys.stderr)
+    print("a long story\\nwmact: data.groups=0: must be at least 1\\na library's last words\\n", file=sys.stderr)
     sys.exit(2)
+if arm == "foreign":
+    sys.exit("Killed\\n\\n")
+if arm == "mute":
+    sys.exit(7)
 if words[0] == "fit" and "--ckpt_path" not in words:
     version.mkdir(parents=True)
     for name in ("config.yaml", "metrics.csv"):
@@ -496,6 +503,8 @@ elif words[0] == "test":
     version.mkdir()
     if arm != "silent":
         shutil.copy("template/episodes.jsonl", version)
+if arm == "editor":
+    pathlib.Path("base.yaml").write_text("a: 2")
 if arm == "deaf":
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
 told()
@@ -555,6 +564,7 @@ def test_every_arm_and_seed_is_trained_and_tested_once(
     saved = f"{home}/version_0/config.yaml --ckpt_path {home}/version_0/checkpoints/last.ckpt"
     assert words[7] == ["test", "--config", *saved.split()]
     out = capsys.readouterr().out
+    assert calls("holds") == [(True,)] * 8  # the lock: it would keep it if the study were killed
     printed = [shlex.split(line)[3:] for line in out.splitlines() if line.startswith("python -m wmact")]
     assert printed == words  # as anyone can give them
     results = read_results(Path("res/pretended"))
@@ -584,7 +594,7 @@ def test_every_arm_and_seed_is_trained_and_tested_once(
 def test_a_failing_run_is_told_in_one_line_and_the_others_go_on(
     pretend: Callable[..., str], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    file = pretend("faulty", "unsaved", "silent", "sound")
+    file = pretend("faulty", "unsaved", "silent", "foreign", "mute", "sound")
     assert run("study", file, "--results", "res") == 1
     lines = capsys.readouterr().err.splitlines()
     assert lines[0] == "wmact: pretended faulty seed 0 failed: exit code 2: data.groups=0: must be at least 1"
@@ -593,12 +603,15 @@ def test_a_failing_run_is_told_in_one_line_and_the_others_go_on(
         "wmact: pretended silent seed 0 failed: runs/study/pretended/silent/seed_0/version_1 has no"
     )
     assert "wmact.callbacks.EpisodeLog" in lines[2]
-    assert lines[3:] == ["wmact: 3 runs failed; the same command tries them again"]
+    assert lines[3] == "wmact: pretended foreign seed 0 failed: exit code 1: Killed"
+    assert lines[4].startswith("wmact: pretended mute seed 0 failed: exit code 7: see runs/study/pretended/mute/seed_0")
+    assert lines[5:] == ["wmact: runs that failed: 5; the same command tries them again"]
     assert [row["arm"] for row in read_results(Path("res/pretended")).runs] == ["sound"]
-    assert "| faulty 0, unsaved 0, silent 0 |" in Path("res/pretended/report.md").read_text()
+    assert "| faulty 0, unsaved 0, silent 0, foreign 0, mute 0 |" in Path("res/pretended/report.md").read_text()
     arms = dict.fromkeys(("faulty", "unsaved", "silent", "sound"), "")
     assert run("study", pretend(*arms, arms=arms | {"faulty": "--data.groups 1"}), "--results", "res") == 1
-    assert "--data.groups" in calls("arm", "words")[-3][1]  # what has trained nothing may be started with other words
+    again = [words for arm, words in calls("arm", "words") if arm == "faulty"][-1]
+    assert "--data.groups" in again  # what has trained nothing may be started with other words
 
 
 def test_jobs_share_the_cores(pretend: Callable[..., str], monkeypatch: pytest.MonkeyPatch) -> None:
@@ -634,6 +647,18 @@ def test_what_was_run_with_other_words_is_neither_kept_nor_gone_on_with(
     assert "a file named in '--config base.yaml --seed_everything 0' has changed" in line
     assert run("study", pretend("one"), "--results", "res", "--report") == 0  # that needs no words
     assert len(calls("arm")) == 2
+
+
+def test_a_configuration_that_changes_under_way_is_not_mixed_in(
+    pretend: Callable[..., str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = pretend("editor", "late")
+    assert run("study", file, "--results", "res") == 1
+    told = capsys.readouterr().err.splitlines()[0]
+    assert told.startswith("wmact: pretended late seed 0 failed: a configuration file was changed since the study was")
+    assert calls("arm") == [("editor",)] * 2
+    written("base.yaml", "a: 1")
+    assert run("study", file, "--results", "res") == 0
 
 
 @pytest.mark.parametrize(

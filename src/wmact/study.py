@@ -12,6 +12,7 @@ killed: a run that was training loses at most its current iteration.
 import asyncio
 import contextlib
 import fcntl
+import functools
 import json
 import os
 import shlex
@@ -53,9 +54,9 @@ class Run:
         """Of all attempts at this run and of its tests, each a version_N."""
         return RUNS / self.study.name / self.arm / f"seed_{self.seed}"
 
-    @property
+    @functools.cached_property
     def asked(self) -> dict[str, str]:
-        """What it is started with."""
+        """What it is started with, as it was when this was first looked at."""
         words = self.study.words(self.arm, self.seed)
         return {"words": shlex.join(words), "settings": fingerprint(words)}
 
@@ -103,7 +104,13 @@ class Run:
                 raise ValueError(f"{self} was run with other settings: {change}; {way_out}")
 
     def note(self) -> None:
-        """Write down what it is started with."""
+        """Write down what it is started with.
+
+        Raises:
+            ValueError: meanwhile it would be another thing.
+        """
+        if fingerprint(self.study.words(self.arm, self.seed)) != self.asked["settings"]:
+            raise ValueError("a configuration file was changed since the study was started; restore it")
         self.folder.mkdir(parents=True, exist_ok=True)
         write_whole(self.folder / "asked.json", json.dumps(self.asked).encode())
 
@@ -201,9 +208,10 @@ class Studies:
             await _end(process)
             raise
         if code:
-            lines = errors.read_text(errors="replace").split("\n")
-            last = next((line for line in reversed(lines) if line.strip()), f"see {told}")
-            raise subprocess.CalledProcessError(code, command, f"exit code {code}: {last.removeprefix('wmact: ')}")
+            lines = [line for line in errors.read_text(errors="replace").splitlines() if line.strip()]
+            ours = [line.removeprefix("wmact: ") for line in lines if line.startswith("wmact: ")]  # libraries may go on
+            reason = [f"see {told}", *lines[-1:], *ours[-1:]][-1]
+            raise subprocess.CalledProcessError(code, command, f"exit code {code}: {reason}")
 
 
 async def _end(process: asyncio.subprocess.Process) -> None:
@@ -287,5 +295,5 @@ def main(args: Sequence[str]) -> None:
         words = [*map(str, options.files), "--results", str(options.results), "--report"]
         print(write_report(parts, options.results, shlex.join(["python", "-m", "wmact", "study", *words])), flush=True)
     if failed:
-        print(f"wmact: {failed} runs failed; the same command tries them again", file=sys.stderr, flush=True)
+        print(f"wmact: runs that failed: {failed}; the same command tries them again", file=sys.stderr, flush=True)
         sys.exit(1)
