@@ -6,7 +6,7 @@
   shown the state, its reply is begun for it (``<think> place action``), and it has to say what comes of the action.
   That is the form of the warm start's thoughts, so the question is fair only for models that had it.
 
-A place is written as `TextEnv.place` writes it: pieces in parentheses. "(none)" says that an action changes nothing.
+A place is written as `TextEnv.place` writes it: pieces in parentheses. "(wall)" says that an action changes nothing.
 """
 
 import copy
@@ -21,7 +21,7 @@ from wmact import protocol
 from wmact.chat import Chat
 from wmact.types import Episode
 
-BLOCKED = "(none)"
+BLOCKED = "(wall)"
 RETRACTED = "no"
 STUCK = "stuck"  # and then the thought begins again
 WORD = re.compile(r"\([^()]*\)|[^\s()]+")
@@ -76,7 +76,7 @@ def reachable(env: Any) -> list[Any]:
 
 
 def outcome(simulator: Any, action: str) -> str:
-    """Take the action; return the place it leads to, or "(none)"."""
+    """Take the action; return the place it leads to, or "(wall)"."""
     *_, info = simulator.step(action)
     return simulator.place() if info["effective"] else BLOCKED
 
@@ -150,7 +150,7 @@ def _truth(env: Any, state: Any, action: str) -> str | None:
 
 
 def _judged(area: str, claimed: Sequence[str], truth: str | None) -> Tally:
-    right = WORD.findall(truth or "(none)")
+    right = WORD.findall(truth or "(nothing)")
     return Counter(
         {
             f"{area}/claims": 1,
