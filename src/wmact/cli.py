@@ -67,7 +67,12 @@ class CLI(LightningCLI):
         """Take no settings from a checkpoint: Lightning would let them silently beat those of the command line."""
 
     def _instantiate_trainer(self, config: dict[str, Any], callbacks: list[Any]) -> Trainer:
-        """Without an annealing there is none; Lightning would put a None among the callbacks."""
+        """Without an annealing there is none; Lightning would put a None among the callbacks.
+
+        And without a run folder no config.yaml is written; Lightning would write it where one happens to be.
+        """
+        if config.get("logger") is False:
+            self.save_config_callback = None
         return super()._instantiate_trainer(config, [callback for callback in callbacks if callback is not None])
 
     def after_instantiate_classes(self) -> None:

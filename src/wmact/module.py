@@ -7,6 +7,7 @@ from typing import Any
 import lightning as L
 import torch
 from torch import Tensor, nn
+from torchmetrics import MeanMetric
 
 from wmact import losses
 from wmact.metrics import EpisodeMetrics
@@ -38,6 +39,7 @@ class AgentModule(L.LightningModule):
         self.register_buffer("skipped", torch.zeros(2, dtype=torch.long))  # in a row, in all
         # By variant, made when its first episodes come. No ModuleDict: it refuses names such as "train" or "maze.11".
         self.evaluation: dict[str, EpisodeMetrics] = {}
+        self.world_model: dict[str, MeanMetric] = {}  # by variant/figure
 
     @property
     def settings(self) -> Any:
@@ -143,13 +145,18 @@ class AgentModule(L.LightningModule):
         metrics = self.evaluation[played.variant]
         metrics.turn_budget = played.turn_budget
         metrics.update(played.episodes)
+        for name, (total, count) in played.world_model.items():
+            known = self.world_model.setdefault(f"{played.variant}/{name}", MeanMetric().to(self.device))
+            known.update(total / max(count, 1), count)
 
     def on_validation_epoch_end(self) -> None:
         """Log `eval/<variant>/<figure>`, and forget the episodes."""
         for variant, metrics in self.evaluation.items():
             figures = {f"eval/{variant}/{name}": value for name, value in metrics.compute().items()}
             self.log_dict(figures, sync_dist=True)  # equal on all ranks already; Lightning warns without
-        self.evaluation = {}
+        known = {f"eval/world_model/{name}": float(metric.compute()) for name, metric in self.world_model.items()}
+        self.log_dict({name: value for name, value in known.items() if not math.isnan(value)}, sync_dist=True)
+        self.evaluation, self.world_model = {}, {}
 
     def test_step(self, played: Played, batch_idx: int, dataloader_idx: int = 0) -> None:
         """Count the episodes of one variant."""
