@@ -21,6 +21,7 @@ import yaml
 from transformers import LlamaForCausalLM
 
 from wmact import cli, plot, report, study
+from wmact.checkpoints import lock
 from wmact.metrics import wilson
 from wmact.report import Outcomes, Part, bootstrap, sign_flip, write_report
 from wmact.results import Results, collect, count_parameters, outcome, read_results, write_results
@@ -684,8 +685,7 @@ def test_stopped_it_takes_its_runs_along_and_tells_how_to_go_on(
     (line,) = capsys.readouterr().err.splitlines()
     again = f"python -m wmact study {file} --results 'res dir' --jobs 3"
     assert line == f"wmact: {word}; go on with: {again}"
-    with study._lock(Path("runs/study/pretended")):
-        pass  # no child has it any more
+    lock(Path("runs/study/pretended")).close()  # no child has it any more
     assert not {arm for arm, _ in calls("arm", "ended")} & {"slow", "deaf", "never"}
     Path("slowly").unlink()
     before = len(calls("arm"))
@@ -709,10 +709,10 @@ def test_a_study_that_is_under_way_is_left_alone(
     pretend: Callable[..., str], capsys: pytest.CaptureFixture[str]
 ) -> None:
     file = pretend("one")
-    with study._lock(Path("runs/study/pretended")) as lock:
-        outliving = subprocess.Popen(["sleep", "60"], pass_fds=[lock])  # as a run does whose study was killed
-        assert "runs/study/pretended is in use" in refused(capsys, "study", file)
-    assert "runs/study/pretended is in use" in refused(capsys, "study", file)
+    with lock(Path("runs/study/pretended")) as held:
+        outliving = subprocess.Popen(["sleep", "60"], pass_fds=[held.fileno()])  # as a run whose study was killed
+        assert "runs/study/pretended is being written by another process" in refused(capsys, "study", file)
+    assert "runs/study/pretended is being written by another process" in refused(capsys, "study", file)
     assert not calls("arm")
     outliving.kill()
     outliving.wait()

@@ -60,6 +60,23 @@ class EnvSpec:
 
 
 @dataclass(frozen=True)
+class Variant:
+    """An environment that is evaluated on, told by what sets it apart from the one that is trained on.
+
+    Args:
+        id: another environment, made with `kwargs` alone; null is the one that is trained on.
+        kwargs: arguments; without an id they are laid over those of the environment that is trained on.
+    """
+
+    id: str | None = None
+    kwargs: dict[str, Any] = field(default_factory=dict)
+
+    def of(self, env: EnvSpec) -> EnvSpec:
+        """Return this variant of the environment that is trained on."""
+        return EnvSpec(self.id, self.kwargs) if self.id else EnvSpec(env.id, env.kwargs | self.kwargs)
+
+
+@dataclass(frozen=True)
 class Evaluation:
     """How evaluation is played.
 
@@ -102,8 +119,8 @@ class RolloutData(L.LightningDataModule):
     Args:
         model: the model that plays; set by the trainer's model.
         env: environment that is trained on.
-        val: environments of `validate` and of the evaluations during training, by name.
-        test: environments of `test`, by name.
+        val: variants for `validate` and for the evaluations during training, by name.
+        test: variants for `test`, by name.
         groups: levels a batch. Levels do not repeat within a batch.
         samples: episodes a level.
         max_turns: initial turn budget L_max (WMAct: 30); 1 is the entire-plan baseline.
@@ -127,8 +144,8 @@ class RolloutData(L.LightningDataModule):
         self,
         model: str = "nano",
         env: EnvSpec = EnvSpec(),
-        val: dict[str, EnvSpec] | None = None,
-        test: dict[str, EnvSpec] | None = None,
+        val: dict[str, Variant] | None = None,
+        test: dict[str, Variant] | None = None,
         groups: int = 32,
         samples: int = 8,
         max_turns: int = 30,
@@ -154,7 +171,8 @@ class RolloutData(L.LightningDataModule):
         if temperature <= 0:
             raise ValueError(f"data.temperature={temperature}: must be above 0; on-policy training needs sampling")
         self.model = model
-        self.env, self.val, self.test = env, val or {}, test or {}
+        self.env = env
+        self.val, self.test = ({name: v.of(env) for name, v in (some or {}).items()} for some in (val, test))
         self.groups, self.samples, self.max_turns = groups, samples, max_turns
         self.limits, self.temperature, self.tell_rules = limits, temperature, tell_rules
         self.rescale, self.step_penalty = rescale, step_penalty
@@ -417,7 +435,7 @@ def default_engine(trust_remote_code: bool = False) -> Engine:
     """vLLM where it is installed, else transformers, saying so in one line."""
     if importlib.util.find_spec("vllm"):
         return VLLMEngine(trust_remote_code=trust_remote_code)
-    way_out = "pip install 'wmact[cpu]' or 'wmact[gpu]'"
+    way_out = "pip install --no-deps -r requirements-cpu.txt, or -e '.[gpu]' where there is a GPU"
     rank_zero_only(print)(f"vLLM is not installed: playing with the transformers engine, more slowly ({way_out})")
     return TransformersEngine(trust_remote_code=trust_remote_code)
 

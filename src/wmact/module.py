@@ -33,6 +33,7 @@ class AgentModule(L.LightningModule):
         if max_mismatch_kl < 0:
             raise ValueError(f"max_mismatch_kl={max_mismatch_kl}: must not be negative")
         self.automatic_optimization = False
+        self.trained = False  # whether there was anything left to train
         self.max_grad_norm = max_grad_norm
         self.max_skipped = max_skipped
         self.max_mismatch_kl = max_mismatch_kl
@@ -131,11 +132,21 @@ class AgentModule(L.LightningModule):
     # Evaluation: the data module plays, the metrics count.
 
     def on_train_start(self) -> None:
-        """Evaluate the start weights where validation is on: a curve without its first point says little."""
-        loop = self.trainer.fit_loop.epoch_loop
-        if self.trainer.current_epoch == 0 and self.trainer.enable_validation and not self.trainer.fast_dev_run:  # type: ignore[attr-defined]
+        """Evaluate the start weights: a curve without its first point says little."""
+        self.trained = True
+        if self.trainer.current_epoch == 0:
+            self._validate()
+
+    def on_train_end(self) -> None:
+        """Evaluate the trained weights, if the last iteration was not one to be evaluated."""
+        if self.trainer.current_epoch % (self.trainer.check_val_every_n_epoch or 1):
+            self._validate()
+
+    def _validate(self) -> None:
+        """Run a validation inside a fit, where validation is on."""
+        if self.trainer.enable_validation and not self.trainer.fast_dev_run:  # type: ignore[attr-defined]
             self.trainer.validating = True
-            loop.val_loop.run()
+            self.trainer.fit_loop.epoch_loop.val_loop.run()
             self.trainer.training = True
 
     def validation_step(self, played: Played, batch_idx: int, dataloader_idx: int = 0) -> None:

@@ -11,7 +11,6 @@ killed: a run that was training loses at most its current iteration.
 
 import asyncio
 import contextlib
-import fcntl
 import functools
 import json
 import os
@@ -27,6 +26,7 @@ from typing import Any, TypeVar
 
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
+from wmact.checkpoints import lock
 from wmact.commands import CommandParser
 from wmact.plot import require_matplotlib
 from wmact.report import Part, write_report
@@ -154,7 +154,8 @@ class Studies:
         missing = [run for run in self.runs if not self.results[run.study.name].run(run.arm, run.seed)]
         print(f"# {len(self.runs)} runs, {len(self.runs) - len(missing)} of them finished", flush=True)
         with contextlib.ExitStack() as stack:
-            self.locks = {name: stack.enter_context(_lock(RUNS / name)) for name in {r.study.name: 0 for r in missing}}
+            for name in dict.fromkeys(run.study.name for run in missing):
+                self.locks[name] = stack.enter_context(lock(RUNS / name)).fileno()
             async with asyncio.TaskGroup() as group:  # cancelled, it waits until every run has ended
                 tasks = [group.create_task(self._attempt(run, room)) for run in missing]
         return sum(not task.result() for task in tasks)
@@ -221,22 +222,6 @@ async def _end(process: asyncio.subprocess.Process) -> None:
             end()
             await asyncio.wait_for(process.wait(), PATIENCE)
             return
-
-
-@contextlib.contextmanager
-def _lock(folder: Path) -> Iterator[int]:
-    """Hold a study for this process and its children.
-
-    Raises:
-        OSError: another one has it.
-    """
-    folder.mkdir(parents=True, exist_ok=True)
-    with (folder / "lock").open("w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise OSError(f"{folder} is in use by another study, or by a run that outlived one: wait for it") from None
-        yield file.fileno()
 
 
 def heeding_signals(work: Coroutine[Any, Any, T]) -> T:
