@@ -347,7 +347,8 @@ class MazeEnv(TextEnv):
 
     def read_place(self, text: str) -> Cell | None:
         """Return the cell written so, or None if it is no floor of this maze."""
-        return next((cell for cell in map(tuple, np.argwhere(~self.maze.walls).tolist()) if _told(cell) == text), None)
+        floor: list[Cell] = [(r, c) for r, c in np.argwhere(~self.maze.walls).tolist()]
+        return next((cell for cell in floor if _told(cell) == text), None)
 
     def render(self) -> str | NDArray[np.uint8] | None:
         """Return the drawing ("ansi") or an image (n * 32, n * 32, 3) ("rgb_array")."""
