@@ -375,7 +375,12 @@ def test_without_vllm(doors: str, capsys: pytest.CaptureFixture[str], monkeypatc
 
 def lost(folder: Path) -> dict[str, bytes]:
     """What may not change when a run cannot be resumed."""
-    files = [folder / "metrics.csv", folder / "episodes.jsonl", *sorted((folder / "checkpoints").iterdir())]
+    files = [
+        folder / "config.yaml",
+        folder / "metrics.csv",
+        folder / "episodes.jsonl",
+        *sorted((folder / "checkpoints").iterdir()),
+    ]
     return {file.name: file.read_bytes() for file in files}
 
 

@@ -672,8 +672,11 @@ def test_stopped_it_takes_its_runs_along_and_tells_how_to_go_on(
     pretend: Callable[..., str],
     capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
+    request: pytest.FixtureRequest,
 ) -> None:
     monkeypatch.setattr(study, "PATIENCE", 1.0)
+    before = signal.signal(number, signal.SIG_DFL)  # in a background job Ctrl-C is ignored, and the study ignores it
+    request.addfinalizer(lambda: signal.signal(number, before))
     written("slowly", "")
     file = pretend("quick", "slow", "deaf", "never")
     threading.Thread(
@@ -688,9 +691,9 @@ def test_stopped_it_takes_its_runs_along_and_tells_how_to_go_on(
     lock(Path("runs/study/pretended")).close()  # no child has it any more
     assert not {arm for arm, _ in calls("arm", "ended")} & {"slow", "deaf", "never"}
     Path("slowly").unlink()
-    before = len(calls("arm"))
+    begun_before = len(calls("arm"))
     assert run(*shlex.split(again)[3:]) == 0
-    resumed = {arm: words for arm, words in calls("arm", "words")[before:] if words[0] == "fit"}
+    resumed = {arm: words for arm, words in calls("arm", "words")[begun_before:] if words[0] == "fit"}
     assert {arm: "--ckpt_path" in words for arm, words in resumed.items() if arm != "quick"} == {
         **{"slow": True, "deaf": True},  # there was a checkpoint to go on from
         **{"never": False},

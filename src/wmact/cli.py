@@ -23,7 +23,7 @@ from jsonargparse import ArgumentError
 from lightning.fabric.plugins import TorchCheckpointIO
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import LightningModule, Trainer
-from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
+from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 from lightning.pytorch.utilities import rank_zero_only
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 from omegaconf import OmegaConf
@@ -43,6 +43,23 @@ from wmact.view import printable
 USAGE, STOPPED, TERMINATED, INTERRUPTED = 2, 1, 128 + signal.SIGTERM, 128 + signal.SIGINT  # exit codes
 BAD_INPUT = (ArgumentError, ValueError, OSError, ImportError, MisconfigurationException)
 """What is told in one line. Anything else is a fault of the program and shows its traceback."""
+
+
+class SaveConfig(SaveConfigCallback):
+    """Write config.yaml; for a resumed run once it has got through an iteration: a vain attempt changes nothing."""
+
+    past_first = False
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Write it, but for a resumed run."""
+        if not (stage == "fit" and self.config.get("ckpt_path")):
+            super().setup(trainer, pl_module, stage)
+
+    def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *args: Any) -> None:
+        """Write it, once."""
+        if not self.past_first:  # Lightning's own mark is set in the first process only, and all of them must agree
+            self.past_first = True
+            super().setup(trainer, pl_module, "fit")
 
 
 class CLI(LightningCLI):
@@ -136,6 +153,7 @@ def build(args: list[str] | None = None, **kwargs: Any) -> CLI:
         seed_everything_default=0,
         auto_configure_optimizers=False,
         parser_kwargs={"parser_mode": "omegaconf+", "exit_on_error": False, "epilog": HELP},
+        save_config_callback=SaveConfig,
         save_config_kwargs={"overwrite": True},
         args=args,
         **kwargs,
