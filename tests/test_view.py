@@ -1,7 +1,9 @@
 """Transcripts tell the episode and do nothing else, whatever the model and the environment wrote."""
 
 import re
+import sys
 import unicodedata
+from pathlib import Path
 
 import pytest
 from tensorboard.plugin_util import markdown_to_safe_html
@@ -9,19 +11,8 @@ from tensorboard.plugin_util import markdown_to_safe_html
 from wmact.types import Action, Episode, Turn
 from wmact.view import markdown, printable, transcript
 
-HOSTILE = [
-    "<script>alert(1)</script>",
-    "</code></pre><script>alert(1)</script>",
-    "<img src=x onerror=alert(1)>",
-    "```\n\n<script>alert(1)</script>\n```",
-    "\n\n<script>\nalert(1)\n</script>\n\n",
-    "[/] [bold red]x[/bold red] [link=javascript:alert(1)]y[/link]",
-    "[x](javascript:alert(1)) ![x](http://evil/x.png) <http://evil>",
-    "\x1b[2J\x1b]0;title\x07\x1b[31mred\x9b31m",
-    "one\rtwo\x0bthree\x0cfour\x85five\u2028six\u2029seven",
-    "\u202eright to left\u2066 \u200b\ufeff",
-    "\x00\x7f\ud800",
-]
+sys.path.insert(0, str(Path(__file__).resolve().parent / "helpers"))
+from hostile import HOSTILE
 
 
 def episode(text: str = "<action>up, up</action>") -> Episode:

@@ -61,6 +61,24 @@ def test_a_claim_taken_back_does_not_count(env: Any) -> None:
     assert (tally["thought/claims"], tally["thought/exact"], tally["thought/retracted"]) == (1, 1, 1)
 
 
+def test_claims_one_by_one(env: Any) -> None:
+    thought = "(1,2) down (none) right (1,4) no (1,3)\nright (2,9) up (none) stuck (1,1)"
+    assert [(c.kind, thought[c.start : c.end], c.truth, c.right) for c in world_model.claims(env, thought)] == [
+        ("opening", "(1,2)", "(1,1)", False),
+        ("outcome", "(none)", "(none)", True),
+        ("retracted", "(1,4) no", None, False),
+        ("outcome", "(1,3)", "(1,3)", True),
+        ("outcome", "(2,9)", "(none)", False),  # (1,4) is a wall
+        ("outcome", "(none)", None, False),  # there is no (2,9) to go up from
+        ("opening", "(1,1)", "(1,1)", True),
+    ]
+    assert world_model.claims(env, "(1,1) right (1,2) (3,3) down")[1].pieces == ["(1,2)", "(3,3)"]
+    # outcomes: down and right are right; nothing that follows (1,4)'s wall is
+    tally = world_model.read_thought(env, thought)
+    assert (tally["thought/claims"], tally["thought/exact"], tally["thought/effect"]) == (4, 2, 2)
+    assert (tally["thought/opened"], tally["thought/opened_right"], tally["thought/retracted"]) == (2, 1, 1)
+
+
 def test_a_thought_that_begins_elsewhere_or_again(env: Any) -> None:
     tally = world_model.read_thought(env, "(1,2) left (1,1) stuck (1,1) right (1,2)")
     assert (tally["thought/opened"], tally["thought/opened_right"]) == (2, 1)

@@ -3,10 +3,11 @@
 Several studies, one an environment, stand side by side in one report.
 """
 
+import dataclasses
 import functools
 import re
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -15,8 +16,8 @@ from numpy.typing import NDArray
 
 from wmact.metrics import wilson
 from wmact.plot import COLOURS, Curve, draw_success, mean_curve
-from wmact.results import FILES, Results, Row
-from wmact.study_file import Study
+from wmact.results import FILES, Results, Row, read_results
+from wmact.study_file import Study, read_study
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -47,6 +48,9 @@ KNOWN = {
     "thought_moves": "simulated moves a thought",
 }
 """Figure of `world_model.py` → head of its column."""
+
+SERIES = (("single_turn", 1, -0.12), ("multi_turn", None, 0.12))
+"""Success in one turn and within L_max: its name, the budget for `Outcomes.success`, how far aside it is drawn."""
 
 RESAMPLES, FLIPS = 2000, 10_000
 
@@ -141,7 +145,7 @@ class Part:
     """One study of a report: its arms in the order of the study file, as far as they have results."""
 
     def __init__(self, study: Study, results: Results) -> None:
-        self.study = study
+        self.study, self.results = study, results
         planned = {(arm, str(seed)) for arm in study.arms for seed in study.seeds}
         self.runs = [row for row in results.runs if (row["arm"], row["seed"]) in planned]
         finished = {(row["arm"], row["seed"]) for row in self.runs}
@@ -162,6 +166,20 @@ class Part:
         for row in results.curves:
             if (row["arm"], row["seed"]) in finished:
                 self.curves[row["arm"]][row["seed"]].append(row)
+
+    def only(self, *arms: str) -> "Part":
+        """Return the same with these arms, in this order.
+
+        Raises:
+            ValueError: one of them has no results.
+        """
+        for arm in arms:
+            if arm not in self.arms:
+                raise ValueError(f"{self.study.name} has no results of an arm {arm!r}, only of {', '.join(self.arms)}")
+        compare = self.study.compare if self.study.compare in arms else arms[-1]
+        kept: dict[str, Any] = {"arms": {arm: self.study.arms[arm] for arm in arms}, "compare": compare}
+        paper = {arm: figures for arm, figures in self.study.paper.items() if arm in arms}
+        return Part(dataclasses.replace(self.study, **kept, paper=paper), self.results)
 
     @property
     def model(self) -> str:
@@ -191,6 +209,74 @@ class Part:
         names = [name.split("/")[1] for row in rows for name in row if name.startswith("eval/")]
         names = [name for name in names if name != "world_model"]
         return "standard" if "standard" in names else next(iter(names), None)
+
+
+def read_part(file: Path, where: Path) -> Part:
+    """Read a study and its results.
+
+    Args:
+        file: the study file.
+        where: folder of all results.
+
+    Raises:
+        ValueError: the file is not as it should be, or there is not one finished run.
+    """
+    study = read_study(file)
+    part = Part(study, read_results(where / study.name))
+    if not part.runs:
+        raise ValueError(
+            f"no results of {study.name} in {where} yet: python -m wmact study {file} makes them; in minutes, "
+            "`make study` makes those of configs/study/small.yaml, in runs/results"
+        )
+    return part
+
+
+# In words
+
+
+def compared(part: Part, variant: str, arm: str, other: str, budget: int | None = None) -> str:
+    """Tell how the success of one arm differs from that of another, and what may be concluded from it.
+
+    Args:
+        budget: allowed turns; None: each arm's initial turn budget.
+    """
+    ours, theirs = part.tests[variant][arm].paired(part.tests[variant][other], budget)
+    levels = ours.mean(0) - theirs.mean(0)
+    difference, p = bootstrap(ours, theirs), sign_flip(levels)
+    apart = difference.low > 0 or difference.high < 0
+    if not levels.any():
+        told = "No level differs, so these levels **do not tell them apart**."
+    elif apart and p < 0.05:
+        told = f"The interval leaves out 0, and p is small: **{arm if difference.mean > 0 else other} solves more**."
+    elif apart or p < 0.05:
+        told = "Interval (any seeds) and p (these seeds) do not agree: which of them solves more **stays open**."
+    else:
+        most = 100 * max(abs(difference.low), abs(difference.high))
+        told = f"Which of them solves more **stays open**; a difference of more than {most:.1f} points is unlikely."
+    told += "" if min(len(ours), len(theirs)) > 1 else " With one seed, this speaks of these trained models only."
+    within = "in one turn" if budget == 1 else f"within {budget or 'L_max'} turns"
+    figures = f"{percent(difference, '+')} points, p = {p:.4f}"
+    return f"{part.study.name} {variant}, {within}: {arm} less {other} is {figures}. {told}"
+
+
+def internalised(part: Part, variant: str, arm: str) -> str:
+    """Tell how far success in one turn is from success in many: on the test levels, and how it went in training."""
+    tested = part.tests[variant][arm]
+    one, many = tested.success(1), tested.success()
+    told = f"{part.study.name} {variant}, {arm}: {percent(bootstrap(one))} in one turn, {percent(bootstrap(many))} "
+    told += f"within {tested.max_turns}; the gap is **{percent(bootstrap(many - one))}** points."
+    curves = [part.curve(arm, f"eval/{variant}/{name}") for name in ("single_turn", "multi_turn")]
+    if not all(curves):  # training evaluates few of the variants
+        return told
+    ends = [100 * mean_curve(each)[1][[0, -1]] for each in curves]
+    (one_before, one_after), (many_before, many_after) = ends
+    told += f" In training, on validation levels, one turn went {one_before:.1f} → {one_after:.1f} and many turns "
+    told += f"{many_before:.1f} → {many_after:.1f}: "
+    if many_after - one_after >= many_before - one_before:
+        return told + "**the gap did not shrink**."
+    if many_after < many_before:
+        return told + "**the gap shrank because many turns became worse**, at least in part."
+    return told + "**the gap shrank from below**, as it does when a world is internalised."
 
 
 # Tables
@@ -409,6 +495,65 @@ def budget_figure(parts: Sequence[Part]) -> "Figure":
                 axes.step(*mean_curve(curves), where="post", label=arm, color=colours[arm])
         axes.set(xlabel="training iteration", ylabel="turn budget L_max, mean over seeds", ylim=(0, None))
         axes.set_title(f"{part.study.name}\n{part.model}", fontsize=9)
+    _legend(figure)
+    return figure
+
+
+def arms_figure(part: Part) -> "Figure":
+    """Draw success on the test levels in one turn and within L_max, a panel a variant.
+
+    The dot is the mean over seeds with its interval, the dashes are the seeds.
+    """
+    figure, (row,) = _panels(1, len(part.tests), width=4.5)
+    for (variant, tests), axes in zip(part.tests.items(), row, strict=True):
+        for name, budget, aside in SERIES:
+            success = [tested.success(budget) for tested in tests.values()]
+            places, (means, lows, highs) = np.arange(len(tests)) + aside, np.transpose([*map(bootstrap, success)])
+            axes.plot(places, means, "o", color=COLOURS[name], label=name.replace("_", "-"))
+            axes.vlines(places, lows, highs, color=COLOURS[name])
+            for place, values in zip(places, success, strict=True):
+                axes.plot(np.full(len(values), place), values.mean(1), "_", color=COLOURS[name], ms=9, alpha=0.6)
+        axes.set_xticks(range(len(tests)), list(tests), rotation=20)
+        axes.set(ylabel="success on test levels", ylim=(0, 1.02))
+        axes.set_title(f"{part.study.name} {variant}\n{part.model}", fontsize=9)
+    _legend(figure)
+    return figure
+
+
+def differences_figure(part: Part, pairs: Sequence[tuple[str, str]]) -> "Figure":
+    """Draw the differences in success of pairs of arms, first less second, with their intervals, a panel a variant."""
+    figure, (row,) = _panels(1, len(part.tests), width=4.5)
+    for (variant, tests), axes in zip(part.tests.items(), row, strict=True):
+        for name, budget, aside in SERIES:
+            estimates = [bootstrap(*tests[arm].paired(tests[other], budget)) for arm, other in pairs]
+            places, (means, lows, highs) = np.arange(len(pairs)) + aside, 100 * np.transpose(estimates)
+            axes.plot(means, places, "o", color=COLOURS[name], label=name.replace("_", "-"))
+            axes.hlines(places, lows, highs, color=COLOURS[name])
+        axes.axvline(0, color="black", lw=1)
+        axes.set_yticks(range(len(pairs)), [f"{arm}\nless {other}" for arm, other in pairs])
+        axes.invert_yaxis()
+        axes.set(xlabel="difference in success, points")
+        axes.label_outer()
+        axes.set_title(f"{part.study.name} {variant}\n{part.model}", fontsize=9)
+    _legend(figure)
+    return figure
+
+
+def training_figure(part: Part, metrics: Mapping[str, str]) -> "Figure":
+    """Draw metrics over training, by their names in metrics.csv, a panel each, a line an arm, its seeds faintly.
+
+    Args:
+        metrics: name → label of its axis.
+    """
+    colours = _colours([part])
+    figure, (row,) = _panels(1, len(metrics), width=3.6)
+    for (metric, label), axes in zip(metrics.items(), row, strict=True):
+        for arm in part.arms:
+            if curves := part.curve(arm, metric):
+                for curve in curves:
+                    axes.plot(*curve, color=colours[arm], lw=0.8, alpha=0.3)
+                axes.plot(*mean_curve(curves), color=colours[arm], lw=2, label=arm)
+        axes.set(xlabel="training iteration", ylabel=label, ylim=(0, None))
     _legend(figure)
     return figure
 

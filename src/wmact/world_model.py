@@ -13,7 +13,7 @@ import copy
 import re
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
@@ -38,6 +38,23 @@ class Question(NamedTuple):
     observation: str
     beginning: str
     truth: str
+
+
+class Claim(NamedTuple):
+    """What a thought says of the world: where it begins, what comes of an action, or something that it takes back.
+
+    kind: the last is not judged.
+    start, end: its characters in the thought.
+    pieces: the place as it is told.
+    truth: what it should be; None where nothing can be true: the action is taken in a state that does not exist.
+    """
+
+    kind: Literal["opening", "outcome", "retracted"]
+    start: int
+    end: int
+    pieces: list[str]
+    truth: str | None
+    right: bool
 
 
 def questions(env: Any, levels: Sequence[int]) -> list[Question]:
@@ -117,27 +134,45 @@ def read_thoughts(env: Any, episodes: Iterable[Episode]) -> Tally:
 
 def read_thought(env: Any, thinking: str) -> Tally:
     """Judge the claims of one thought in the environment's current state."""
-    tally: Tally = Counter()
-    state, action, pieces = None, None, []  # the place claimed last; the action whose outcome the pieces tell
-    for word in [*WORD.findall(thinking), ""]:
-        if word.startswith("("):
-            pieces.append(word)
-            continue
-        if word == RETRACTED:
+    tally: Tally = Counter({"thought/thoughts": 1})
+    for claim in claims(env, thinking):
+        if claim.kind == "retracted":
             tally["thought/retracted"] += 1
-        elif action is not None and pieces:
-            tally += _judged("thought", pieces, _truth(env, state, action))
-            state = state if pieces == [BLOCKED] else env.read_place(" ".join(pieces))
-        elif pieces:
-            state = env.read_place(" ".join(pieces))
+        elif claim.kind == "opening":
             tally["thought/opened"] += 1
-            tally["thought/opened_right"] += state == env.state
+            tally["thought/opened_right"] += claim.right
+        else:
+            tally += _judged("thought", claim.pieces, claim.truth)
+    return tally
+
+
+def claims(env: Any, thinking: str) -> list[Claim]:
+    """Return every claim of one thought, in order, judged in the environment's current state."""
+    found: list[Claim] = []
+    state, action = None, None  # the place claimed last; the action whose outcome the pieces tell
+    pieces: list[re.Match[str]] = []
+    for match in [*WORD.finditer(thinking), None]:
+        word = match[0] if match else ""
+        if match and word.startswith("("):
+            pieces.append(match)
+            continue
+        claimed = [piece[0] for piece in pieces]
+        span = (pieces[0].start(), pieces[-1].end()) if pieces else (0, 0)
+        if match and word == RETRACTED:
+            found.append(Claim("retracted", span[0] if pieces else match.start(), match.end(), claimed, None, False))
+        elif action is not None and pieces:
+            truth = _truth(env, state, action)
+            found.append(Claim("outcome", *span, claimed, truth, truth is not None and claimed == WORD.findall(truth)))
+            state = state if claimed == [BLOCKED] else env.read_place(" ".join(claimed))
+        elif pieces:
+            state = env.read_place(" ".join(claimed))
+            found.append(Claim("opening", *span, claimed, env.place(), state == env.state))
         else:
             state = None
         if word != RETRACTED:
             action = word if word in env.action_names else None
         pieces = []
-    return tally + Counter({"thought/thoughts": 1})
+    return found
 
 
 def _truth(env: Any, state: Any, action: str) -> str | None:
@@ -150,7 +185,7 @@ def _truth(env: Any, state: Any, action: str) -> str | None:
 
 
 def _judged(area: str, claimed: Sequence[str], truth: str | None) -> Tally:
-    right = WORD.findall(truth or "(nothing)")
+    right = WORD.findall(truth or "")  # where nothing can be true, "(none)" is not either
     return Counter(
         {
             f"{area}/claims": 1,

@@ -3,6 +3,7 @@
 import json
 import math
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ from lightning.pytorch import LightningModule, Trainer
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from wmact.callbacks import EpisodeLog, EpisodeSamples, read_episodes
-from wmact.callbacks.episodes import append_episodes, cut_episodes, episode_record, samples
+from wmact.callbacks.episodes import append_episodes, cut_episodes, episode_of, episode_record, samples
 from wmact.loggers import CSVMetrics, TensorBoard, open_run_folder
 from wmact.types import Episode, Played
 
@@ -52,6 +53,17 @@ def test_a_record_holds_the_whole_episode(make_episode: Callable[..., Episode]) 
         "logprobs": [0.0, -0.123457],
     }
     assert not {"ids", "logprobs"} & episode_record(4, played, token_ids=False).keys()
+
+
+def test_a_record_gives_its_episode_back(tmp_path: Path, make_episode: Callable[..., Episode]) -> None:
+    played = make_episode(2, ["effective", "blocked"], reward=1.0, optimal_length=3, logprobs=[0.0, -0.5, 0.0, -0.25])
+    append_episodes(tmp_path / "e.jsonl", 0, [played, make_episode(reward=math.nan, logprobs=[0.0, -math.inf])])
+    append_episodes(tmp_path / "e.jsonl", 1, [played], variant="hard", token_ids=False)
+    whole, broken, bare = map(episode_of, read_episodes(tmp_path / "e.jsonl"))
+    assert whole == played
+    assert math.isnan(broken.reward)
+    assert math.isnan(broken.logprobs[1])
+    assert bare == replace(played, ids=[], logprobs=[])
 
 
 def test_lines_are_strict_ascii_json(tmp_path: Path, make_episode: Callable[..., Episode]) -> None:

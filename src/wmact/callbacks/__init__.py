@@ -7,7 +7,7 @@ of validation, for both: Lightning then calls `on_train_epoch_end` again on resu
 """
 
 from wmact.callbacks.annealing import AdaptiveAnnealing, TurnAnnealing, TurnSchedule, next_turn_budget
-from wmact.callbacks.episodes import EpisodeLog, EpisodeSamples, read_episodes
+from wmact.callbacks.episodes import EpisodeLog, EpisodeSamples, episode_of, read_episodes
 from wmact.callbacks.progress import IterationProgress
 from wmact.callbacks.rescaling import RewardRescalingLogger
 
@@ -19,6 +19,7 @@ __all__ = [
     "RewardRescalingLogger",
     "TurnAnnealing",
     "TurnSchedule",
+    "episode_of",
     "next_turn_budget",
     "read_episodes",
 ]

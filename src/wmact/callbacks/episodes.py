@@ -3,7 +3,7 @@
 import json
 import math
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +12,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from wmact import view
 from wmact.callbacks.common import at_least, rollouts
 from wmact.loggers import TensorBoard, run_folder
-from wmact.types import Episode, Played, Turn
+from wmact.types import Action, Episode, Played, Turn
 
 
 class EpisodeLog(Callback):
@@ -97,6 +97,19 @@ def episode_record(
         "turns": [_turn_record(turn) for turn in episode.turns],
         **tokens,
     }
+
+
+def episode_of(record: Mapping[str, Any]) -> Episode:
+    """Return the episode that a record of `episode_record` tells; what was not finite is NaN."""
+    known = {name: record[name] for name in Episode.__dataclass_fields__ if name in record}
+    logprobs = [_number(value) for value in record.get("logprobs", [])]
+    turns = [_turn_of(turn) for turn in record["turns"]]
+    return Episode(**(known | {"turns": turns, "reward": _number(record["reward"]), "logprobs": logprobs}))
+
+
+def _turn_of(record: Mapping[str, Any]) -> Turn:
+    actions = [Action(**action) for action in record["actions"]]
+    return Turn(**{**record, "actions": actions, "reward": _number(record["reward"])})
 
 
 def _turn_record(turn: Turn) -> dict[str, Any]:
@@ -187,3 +200,7 @@ def samples(episodes: Sequence[Episode]) -> dict[str, Episode]:
 
 def _finite(value: float) -> float | None:
     return value if math.isfinite(value) else None
+
+
+def _number(value: float | None) -> float:
+    return math.nan if value is None else value
