@@ -32,7 +32,7 @@ def env(monkeypatch: pytest.MonkeyPatch) -> Any:
 
 
 def test_a_true_thought(env: Any) -> None:
-    tally = world_model.read_thought(env, "(1,1) right (1,2) up (wall) right (1,3)")
+    tally = world_model.read_thought(env, "(1,1) right (1,2) up (none) right (1,3)")
     assert tally == Counter(
         {
             "thought/thoughts": 1,
@@ -50,14 +50,14 @@ def test_a_true_thought(env: Any) -> None:
 def test_claims_are_judged_from_the_place_claimed_last(env: Any) -> None:
     # (1,1) down is a wall: "(2,1)" is wrong in place and in effect, and is no floor, so nothing true can be said from
     # it; (3,1) as if it were there: right (3,2) is true of (3,1)
-    tally = world_model.read_thought(env, "(1,1) down (2,1) down (3,1) right (3,2) right (wall)")
+    tally = world_model.read_thought(env, "(1,1) down (2,1) down (3,1) right (3,2) right (none)")
     assert (tally["thought/claims"], tally["thought/exact"]) == (4, 1)
     # effects: down from (1,1) is blocked but said to move; from nowhere: no; right moves: yes; right moves again: no
     assert tally["thought/effect"] == 1
 
 
 def test_a_claim_taken_back_does_not_count(env: Any) -> None:
-    tally = world_model.read_thought(env, "(1,1) right (wall) no (1,2)")
+    tally = world_model.read_thought(env, "(1,1) right (none) no (1,2)")
     assert (tally["thought/claims"], tally["thought/exact"], tally["thought/retracted"]) == (1, 1, 1)
 
 
@@ -99,7 +99,7 @@ def test_thoughts_are_judged_where_the_episode_stood(env: Any) -> None:
         )
 
     episode = Episode(
-        "maze", 0, "0", 0, 0, 0, turns=[turn("(1,1) right (1,2)", "right", "right"), turn("(1,3) up (wall)")]
+        "maze", 0, "0", 0, 0, 0, turns=[turn("(1,1) right (1,2)", "right", "right"), turn("(1,3) up (none)")]
     )
     broken = Episode("maze", 0, "0", 0, 0, 0, turns=[turn("(9,9)")], error="boom")
     tally = world_model.read_thoughts(env, [episode, broken])
@@ -125,8 +125,8 @@ def test_questions_tell_the_truth(env: Any) -> None:
         simulator = copy.copy(env)
         simulator.state = env.read_place(place)
         _, _, _, _, info = simulator.step(action)
-        assert question.truth == (simulator.place() if info["effective"] else "(wall)")
-    assert {question.truth == "(wall)" for question in asked} == {True, False}
+        assert question.truth == (simulator.place() if info["effective"] else "(none)")
+    assert {question.truth == "(none)" for question in asked} == {True, False}
 
 
 @pytest.mark.parametrize(
@@ -135,7 +135,7 @@ def test_questions_tell_the_truth(env: Any) -> None:
         ("(1,2) (3,3) up (1,1)", 1, 1, 2),
         (" (1,2) (3,4) </think>", 0, 1, 1),
         ("(1,2)", 0, 1, 1),
-        ("(wall) up", 0, 0, 0),
+        ("(none) up", 0, 0, 0),
         ("up (1,2) (3,3)", 0, 1, 0),
         ("", 0, 1, 0),
     ],

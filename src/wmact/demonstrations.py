@@ -1,6 +1,6 @@
 """Imperfect demonstrations for the warm start: an explorer that loses patience thinks aloud and acts.
 
-A thought simulates moves: where am I, where does this action take me, or does nothing come of it ("(wall)"). The
+A thought simulates moves: where am I, where does this action take me, or does nothing come of it ("(none)"). The
 explorer goes into what it has not tried yet, sometimes into a wall or the wrong way, and turns back from dead ends;
 where there is no way back it says "stuck" and begins again. Now and then it claims something false and corrects it
 ("no"). It could find any goal by thought alone, but it seldom has the patience: most thoughts stop after a few moves,

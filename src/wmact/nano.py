@@ -17,13 +17,14 @@ FOLDER = Path(__file__).parent / "assets" / "nano"
 GRID = 13  # coordinates (0,0)…(12,12) are single tokens: room for the 11×11 mazes and for walls around them
 SPECIAL = ["<|pad|>", "<|unk|>", "<|system|>", "<|user|>", "<|assistant|>", "<|end|>"]
 WORDS = (
-    "<think> </think> <action> </action> (wall) (box) (none) no so up down left right south north east west pickup "
-    "dropoff you goal open box boxes target targets floor wall walls taxi passenger destination in at pad pads R G Y B "
-    "map row column blocked moved pushed solved stuck done still now next then back try plan check yes"
+    "<think> </think> <action> </action> (none) (in) (R) (G) (Y) (B) no so up down left right south north east "
+    "west pickup dropoff you goal open box boxes target targets floor wall walls taxi passenger destination in at "
+    "pad pads R G Y B map row column blocked moved pushed solved stuck done still now next then back try plan "
+    "check yes"
 ).split()
 SYMBOLS = list("#.PG*$+@_OX√S|:-,;=?!>") + ["\n"]
 NUMBERS = [str(i) for i in range(41)]
-RESERVED = 16  # room for words of later environments without changing the shape of the weights
+RESERVED = 13  # room for words of later environments without changing the shape of the weights
 # A coordinate or a word in parentheses, a tag, a word, a number, a line end, or any other visible character.
 PIECE = Regex(r"\([^()\s]*\)|</?[a-z]+>|[A-Za-z]+|[0-9]+|\n|[^\s]")
 CHAT_TEMPLATE = (

@@ -6,7 +6,7 @@
   shown the state, its reply is begun for it (``<think> place action``), and it has to say what comes of the action.
   That is the form of the warm start's thoughts, so the question is fair only for models that had it.
 
-A place is written as `TextEnv.place` writes it: pieces in parentheses. "(wall)" says that an action changes nothing.
+A place is written as `TextEnv.place` writes it: pieces in parentheses. "(none)" says that an action changes nothing.
 """
 
 import copy
@@ -21,7 +21,7 @@ from wmact import protocol
 from wmact.chat import Chat
 from wmact.types import Episode
 
-BLOCKED = "(wall)"
+BLOCKED = "(none)"
 RETRACTED = "no"
 STUCK = "stuck"  # and then the thought begins again
 WORD = re.compile(r"\([^()]*\)|[^\s()]+")
@@ -93,7 +93,7 @@ def reachable(env: Any) -> list[Any]:
 
 
 def outcome(simulator: Any, action: str) -> str:
-    """Take the action; return the place it leads to, or "(wall)"."""
+    """Take the action; return the place it leads to, or "(none)"."""
     *_, info = simulator.step(action)
     return simulator.place() if info["effective"] else BLOCKED
 

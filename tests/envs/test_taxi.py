@@ -437,7 +437,8 @@ def test_the_small_model_knows_every_word_of_the_cells():
     observations = [taxi.list_cells(state) for state in all_states()]
     events = [taxi.report(s, a, taxi.act(s, a), "cells") for s in all_states() for a in ACTIONS]
     changed = [taxi.report(STATE, "north", State((1, 3), "R", pad), "cells") for pad in PADS]
-    for text in {*observations, *events, *changed, *ACTIONS}:
+    places = [f"(2,3) ({where})" for where in (*PADS, "in")]
+    for text in {*observations, *events, *changed, *places, *ACTIONS}:
         ids = tokenizer.encode(text)
         assert tokenizer.unk_token_id not in ids
         assert len(ids) == len(text.split())  # a word, a coordinate or a bar: one token each

@@ -42,7 +42,7 @@ def test_a_place_says_all_of_the_state(env: Any) -> None:
 def test_what_is_no_place(env: Any) -> None:
     for at in walk(env, levels=2, steps=5):
         place = at.place()
-        for text in ("", " ", "(0,0) (0,0) (0,0)", "(99,99)", "(wall)", f"{place} {place}", f" {place}", "nowhere"):
+        for text in ("", " ", "(0,0) (0,0) (0,0)", "(99,99)", "(none)", f"{place} {place}", f" {place}", "nowhere"):
             assert at.read_place(text) is None
 
 
