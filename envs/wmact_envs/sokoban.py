@@ -30,6 +30,7 @@ class Settings(NamedTuple):
     boxes: number of boxes, and of targets.
     min_pushes: least number of pushes that solve a level.
     search_limit: states looked at in search of a start, and again of the shortest solution; what takes more is redrawn.
+    max_pushes: most pushes that the shortest way to solve a level takes, counted in pushes; None: as it comes.
     """
 
     height: int = 7
@@ -37,6 +38,7 @@ class Settings(NamedTuple):
     boxes: int = 2
     min_pushes: int = 3
     search_limit: int = 4000
+    max_pushes: int | None = None
 
 
 STANDARD = Settings(7, 7, boxes=2)
@@ -75,8 +77,10 @@ class Puzzle(NamedTuple):
 
 def check(settings: Settings) -> None:
     """Raise ValueError, with the offending value and the way out, for settings that no level can meet."""
-    height, width, boxes, min_pushes, search_limit = settings
-    for name, value, least in zip(Settings._fields, settings, (3, 3, 1, 1, 2), strict=True):
+    height, width, boxes, min_pushes, search_limit, max_pushes = settings
+    for name, value, least in zip(Settings._fields, settings, (3, 3, 1, 1, 2, 1), strict=True):
+        if name == "max_pushes" and value is None:
+            continue
         if not isinstance(value, int) or isinstance(value, bool) or value < least:
             raise ValueError(f"{name}={value!r}: an integer of at least {least}; {getattr(STANDARD, name)} by default")
     inner = (height - 2) * (width - 2)
@@ -89,6 +93,11 @@ def check(settings: Settings) -> None:
         raise ValueError(
             f"min_pushes={min_pushes}: states so far from a solved one are not among the search_limit={search_limit} "
             "nearest: lower min_pushes or raise search_limit"
+        )
+    if max_pushes is not None and max_pushes < max(min_pushes, boxes):
+        raise ValueError(
+            f"max_pushes={max_pushes}: levels take min_pushes={min_pushes} at least, and one for each of boxes={boxes}: "
+            "raise max_pushes, or lower these"
         )
 
 
@@ -115,7 +124,8 @@ def generate(rng: np.random.Generator, settings: Settings = STANDARD, split: str
     Raises:
         ValueError: none did within `WORK`.
     """
-    height, width, boxes, min_pushes, search_limit = settings
+    height, width, boxes, min_pushes, search_limit, max_pushes = settings
+    most = search_limit if max_pushes is None else max_pushes
     left = WORK
     while left > 0:
         walls = carve(rng, height, width)
@@ -130,7 +140,7 @@ def generate(rng: np.random.Generator, settings: Settings = STANDARD, split: str
         board = lay_out(walls, targets)
         found = search_back(board, search_limit)
         left -= len(found)
-        starts = [(at, region) for at, region, far in found if far >= min_pushes and not at & board.targets]
+        starts = [(at, region) for at, region, far in found if min_pushes <= far <= most and not at & board.targets]
         if not starts:
             continue
         at, region = starts[int(chance * len(starts))]
@@ -152,7 +162,8 @@ def generate(rng: np.random.Generator, settings: Settings = STANDARD, split: str
 @functools.lru_cache(maxsize=1024)
 def level(settings: Settings, split: str, number: int) -> Puzzle:
     """Return level `number` (from 0) of the endless sequence of a split: the same in every process."""
-    return generate(splits.level_rng(split, number, *settings), settings, split)
+    known = (value for value in settings if value is not None)
+    return generate(splits.level_rng(split, number, *known), settings, split)
 
 
 @functools.lru_cache(maxsize=1024)
@@ -236,6 +247,7 @@ class SokobanEnv(TextEnv):
         boxes: int = STANDARD.boxes,
         min_pushes: int = STANDARD.min_pushes,
         search_limit: int = STANDARD.search_limit,
+        max_pushes: int | None = None,
         split: str = "train",
         levels: str | None = None,
         layout: str = "grid",
@@ -250,6 +262,7 @@ class SokobanEnv(TextEnv):
             min_pushes: least number of pushes that solve a level.
             search_limit: states that the search for a start may look at, and that for the shortest solution. Where
                 there are more (in the presets there are about a thousand at most) starts are nearer to the end.
+            max_pushes: most pushes that the way with fewest takes; for easier levels than the presets'.
             split: "train", "val" or "test". No walls and targets of one split are in another, not even turned, mirrored
                 or with another start. The test split of the presets is shipped with the package: 1,000 levels each.
             levels: a text file of levels to play instead, in the symbols of the layout "grid" or the usual `#@$.*+`.
@@ -263,7 +276,7 @@ class SokobanEnv(TextEnv):
                 also from `reset`, at a level of a file that cannot be solved.
             OSError: the file cannot be read.
         """
-        self.settings = Settings(height, width, boxes, min_pushes, search_limit)
+        self.settings = Settings(height, width, boxes, min_pushes, search_limit, max_pushes)
         if layout not in LAYOUTS:
             raise ValueError(f"layout={layout!r}: use one of {', '.join(LAYOUTS)}")
         self.layout = layout

@@ -582,6 +582,11 @@ def test_generated_levels(settings):
         assert not deadlocked(level, level.start)
 
 
+def test_levels_take_no_more_pushes_than_asked_for():
+    pushes = [least_pushes(sokoban.level(Settings(min_pushes=2, max_pushes=4), "train", n).level) for n in range(40)]
+    assert set(pushes) == {2, 3, 4}
+
+
 def test_a_level_that_takes_too_long_to_solve_is_redrawn():
     settings = Settings(7, 7, 2, 1, search_limit=6)
     lengths = []
@@ -634,6 +639,9 @@ def test_no_global_generator_is_touched():
         ),
         ({"height": 3, "width": 4, "boxes": 1}, "boxes=1: .* need 3 cells, but 3 x 4 has 2 .* at most 0 boxes"),
         ({"min_pushes": 50, "search_limit": 50}, "min_pushes=50: .* search_limit=50 nearest: lower .* or raise"),
+        ({"max_pushes": 2}, "max_pushes=2: levels take min_pushes=3 at least, .* raise max_pushes, or lower"),
+        ({"max_pushes": 1, "min_pushes": 1}, "max_pushes=1: .* one for each of boxes=2"),
+        ({"max_pushes": 4.0}, r"max_pushes=4\.0: an integer of at least 1; None by default"),
         # 12 boxes fill the room, so that nothing can be pushed; and no box takes 60 pushes in 9 cells.
         ({"boxes": 12}, "no level of split 'train' with boxes=12 and min_pushes=3 found at 7 x 7: lower boxes or"),
         ({"height": 5, "width": 5, "boxes": 1, "min_pushes": 60}, "no level .* min_pushes=60 found at 5 x 5"),
