@@ -20,10 +20,8 @@ from urllib.error import HTTPError, URLError
 
 from wmact.engines import Completion, Request
 
-MOST = 2**24
-"""Bytes that are read of an answer."""
 SHOWN = 200
-"""Characters that an error shows of one."""
+"""Characters that an error shows of an answer."""
 
 
 class Endpoint:
@@ -65,7 +63,7 @@ class Endpoint:
             time.sleep(self.pause * 2 ** (attempt - 1) if attempt else 0)
             try:
                 with self._opener.open(request, timeout=self.timeout) as answer:
-                    return _data(request.full_url, answer.read(MOST))
+                    return _data(request.full_url, answer.read())
             except HTTPError as error:
                 trouble = f"HTTP {error.code}, {_message(error) or error.reason}"
                 if error.code != 429 and error.code < 500:
@@ -266,7 +264,7 @@ def _data(address: str, content: bytes) -> Any:
 def _message(error: HTTPError) -> str:
     """What an error's answer says, in OpenAI's form, FastAPI's, or any other."""
     try:
-        content = error.read(MOST)
+        content = error.read()
     except (OSError, HTTPException):
         return ""
     try:
