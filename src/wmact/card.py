@@ -21,7 +21,7 @@ from wmact.view import markdown
 
 TEMPLATE = Path(__file__).parent / "assets" / "card.md"
 
-PLAIN = re.compile(r"[A-Za-z][\w.+:-]{0,79}(/[A-Za-z][\w.+-]{0,79})?")
+PLAIN = re.compile(r"[A-Za-z0-9][\w.+:-]{0,79}(/[A-Za-z0-9][\w.+-]{0,79})?")
 """Names of classes, environments, models and choices. A path has more slashes, or begins with another character."""
 SECRET = re.compile(r"(?=\w*\d)(?=\w*[A-Za-z])\w{20,}")
 """What keys look like: no name has so many letters and digits in a row."""
