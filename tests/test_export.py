@@ -371,7 +371,7 @@ def test_what_is_private_is_not_in_the_folder(
     told = capsys.readouterr().out
     assert told.startswith("agent\nit does not tell the environment's api_key, levels_file, home, ")
     assert read_terms("agent").env.kwargs == {"layout": "cells", "size": 9, "nested": {"list": [None, None]}}
-    words = ("hunter2", "somebody", "12345678", "0123456789abcdef", "levels.json", "C:", str(tmp_path), copy.model)
+    words = ("hunter2", "somebody", "12345678", "0123456789abcdef", "levels.json", "\\levels", str(tmp_path), copy.model)
     for path in Path("agent").iterdir():
         content = path.read_bytes()
         assert not [word for word in words if word.encode() in content], path
@@ -601,8 +601,8 @@ def test_vllm_serves_it(
     assert grown >= 1
 
     # And in messages, as any client would: the template is in the folder, the end of a turn in the generation config.
-    assert run("play", *doors, "--turns", "3", "--tokens", "20") in (0, 1)
+    assert run("play", *doors, "--turns", "1", "--tokens", "20", "--temperature", "0") == code
     _, answer = asked[-1]
     assert answer["choices"][0]["finish_reason"] == "stop"
     content = answer["choices"][0]["message"]["content"]
-    assert content in {f"<action> {word} </action>" for word in tiny_worlds.WORDS}
+    assert content.strip() in {f"<action> {word} </action>" for word in tiny_worlds.WORDS}
