@@ -270,18 +270,22 @@ def test_the_card_has_the_numbers_of_the_run(copy: Run) -> None:
 )
 def test_the_card_says_whose_figures_they_are(batches: int, step: int, whose: str, tmp_path: Path) -> None:
     names = ["levels", *(f"{n}{end}" for n in ("single_turn", "multi_turn") for end in ("", "_low", "_high"))]
-    lines = [",".join(["step", *(f"eval/standard/{name}" for name in names)])]
+    lines = [
+        ",".join(["step", *(f"eval/standard/{name}" for name in names), "eval/world_model/standard/thought_exact"])
+    ]
     for row in (0, 9, 19, 29):
-        lines += [f"{row},200,0.{row:02},0.1,0.2,0.5,0.4,0.6", f"{row + 1}" + "," * 7]
+        lines += [f"{row},200,0.{row:02},0.1,0.2,0.5,0.4,0.6,0.9", f"{row + 1}" + "," * 8]
     (tmp_path / "metrics.csv").write_text("\n".join(lines) + "\n")
-    data = {"max_turns": 6, "val": {"standard": {"id": "wmact_envs:wmact/Maze-v0", "kwargs": {"split": "val"}}}}
+    env = {"id": "wmact_envs:wmact/Maze-v0", "kwargs": {"layout": "cells"}}
+    data = {"max_turns": 6, "env": env, "val": {"standard": {"kwargs": {"split": "val"}}}}
     config = {"data": {"init_args": data}, "trainer": {"check_val_every_n_epoch": 10}}
     checkpoint = {"loops": {"fit_loop": {"epoch_loop.state_dict": {"_batches_that_stepped": batches}}}}
     told = card.evaluations(Exported("agent", config, checkpoint, tmp_path, None, 1, "float32"))
+    figures = f"200 | 0.{step:02}0 [0.100, 0.200] | 0.500 [0.400, 0.600]"
     assert told == (
         f"Last evaluation during the training ({whose}):\n\n"
         "|  | levels | success in one turn | success within 6 turns |\n| --- | --- | --- | --- |\n"
-        f"| standard: wmact/Maze-v0 (split=val) | 200 | 0.{step:02}0 [0.100, 0.200] | 0.500 [0.400, 0.600] |"
+        f"| standard: wmact/Maze-v0 (layout=cells, split=val) | {figures} |"
     )
 
 
@@ -371,7 +375,16 @@ def test_what_is_private_is_not_in_the_folder(
     told = capsys.readouterr().out
     assert told.startswith("agent\nit does not tell the environment's api_key, levels_file, home, ")
     assert read_terms("agent").env.kwargs == {"layout": "cells", "size": 9, "nested": {"list": [None, None]}}
-    words = ("hunter2", "somebody", "12345678", "0123456789abcdef", "levels.json", "\\levels", str(tmp_path), copy.model)
+    words = (
+        "hunter2",
+        "somebody",
+        "12345678",
+        "0123456789abcdef",
+        "levels.json",
+        "\\levels",
+        str(tmp_path),
+        copy.model,
+    )
     for path in Path("agent").iterdir():
         content = path.read_bytes()
         assert not [word for word in words if word.encode() in content], path

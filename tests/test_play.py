@@ -432,9 +432,10 @@ def test_the_command_line_beats_the_folder(model: str, capsys: pytest.CaptureFix
 
 
 def test_arguments_are_those_of_the_environment_it_was_trained_on() -> None:
-    terms = Terms(EnvSpec("wmact_envs:wmact/Maze-v0", {"layout": "cells"}))
-    assert terms.kwargs("wmact/Maze-v0") == terms.kwargs("wmact_envs:wmact/Maze-v0") == {"layout": "cells"}
-    assert terms.kwargs("wmact/MazeHard-v0") == {}
+    terms = Terms(EnvSpec("wmact_envs:wmact/Maze-v0", {"layout": "cells", "loops": 0.5}))
+    assert terms.kwargs("wmact_envs:wmact/Maze-v0") == {"layout": "cells", "loops": 0.5}
+    assert terms.kwargs("wmact_envs:wmact/MazeHard-v0") == {"layout": "cells"}  # how it is told is the model's matter
+    assert terms.kwargs("others:Maze-v0") == Terms().kwargs("wmact_envs:wmact/Taxi-v0") == {}
 
 
 def test_terms_come_back_as_they_were_written(tmp_path: Path) -> None:

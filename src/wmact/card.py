@@ -14,6 +14,7 @@ from typing import Any
 import yaml
 
 import wmact
+from wmact.data import EnvSpec, Variant
 from wmact.loggers import read_metrics
 from wmact.models import BUNDLED
 from wmact.report import size, table
@@ -90,7 +91,7 @@ def model_card(exported: Exported) -> str:
         version=wmact.__version__,
         training="\n".join(table(["", ""], [[name, text] for name, text in facts(exported).items()])),
         evaluation=evaluations(exported),
-        env=environment(config["data"]["init_args"]["env"], args=False),
+        env=environment(EnvSpec(**config["data"]["init_args"]["env"]), args=False),
         dtype=exported.dtype,
         base_limits=NANO_LIMITS if nano else "",
         settings=markdown(yaml.safe_dump(public(settings), sort_keys=False).rstrip()),
@@ -111,10 +112,10 @@ def base_model(model: str) -> tuple[str, bool]:
     return (Path(model).name, False) if Path(model).expanduser().is_dir() else (model, True)
 
 
-def environment(spec: Mapping[str, Any], args: bool = True) -> str:
+def environment(spec: EnvSpec, args: bool = True) -> str:
     """Tell an environment, by default with its arguments."""
-    told = str(public(spec["id"]) or "(not named)").removeprefix("wmact_envs:")
-    kwargs = ", ".join(f"{name}={value}" for name, value in public(spec["kwargs"]).items())
+    told = str(public(spec.id) or "(not named)").removeprefix("wmact_envs:")
+    kwargs = ", ".join(f"{name}={value}" for name, value in public(spec.kwargs).items())
     return f"{told} ({kwargs})" if args and kwargs else told
 
 
@@ -123,7 +124,7 @@ def facts(exported: Exported) -> dict[str, str]:
     config, checkpoint = exported.config, exported.checkpoint
     data, steps = config["data"]["init_args"], batches(checkpoint)
     known = {
-        "environment": environment(data["env"]),
+        "environment": environment(EnvSpec(**data["env"])),
         "algorithm": str(public(config["model"]["class_path"])),
         "base model": base_model(config["model"]["init_args"]["model"])[0],
     }
@@ -175,16 +176,20 @@ def evaluations(exported: Exported) -> str:
 
 def evaluated(run: Path) -> dict[int, dict[str, str]]:
     """Return the rows of a run's metrics.csv that have an evaluation, by step, ascending."""
-    rows = sorted(read_metrics(run / "metrics.csv").items())
-    return {step: row for step, row in rows if any(name.startswith("eval/") for name in row)}
+    return {step: row for step, row in sorted(read_metrics(run / "metrics.csv").items()) if _variants(row)}
+
+
+def _variants(row: Mapping[str, str]) -> list[str]:
+    return [found[1] for name in row if (found := re.fullmatch(r"eval/(.+)/single_turn", name))]
 
 
 def _table(row: Mapping[str, str], data: Mapping[str, Any], stage: str) -> str:
     budget = data["max_turns"]
     lines = []
-    for variant in dict.fromkeys(name.split("/")[1] for name in row if name.startswith("eval/")):
+    for variant in _variants(row):
         spec = (data.get(stage) or {}).get(variant)
-        told = f"{public(variant)}: {environment(spec)}" if spec else str(public(variant))
+        told = str(public(variant) or "(not named)")
+        told += f": {environment(Variant(**spec).of(EnvSpec(**data['env'])))}" if spec else ""
         cells = [f"{float(row[f'eval/{variant}/levels']):,.0f}"]
         for name in ("single_turn", "multi_turn"):
             value, low, high = (float(row[f"eval/{variant}/{name}{end}"]) for end in ("", "_low", "_high"))

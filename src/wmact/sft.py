@@ -85,6 +85,7 @@ class SFT(AgentModule):
 
     def on_train_end(self) -> None:
         """Write the model as a Hugging Face folder."""
+        super().on_train_end()
         if self.trainer.is_global_zero and not self.trainer.fast_dev_run:  # type: ignore[attr-defined]
             folder = Path(self.settings.save_to or Path(self.trainer.log_dir or ".") / "model")
             self.policy.lm.save_pretrained(folder)

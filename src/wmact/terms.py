@@ -41,9 +41,15 @@ class Terms:
             raise ValueError(f"max_turns={self.max_turns}: must be at least 1")
 
     def kwargs(self, env: str) -> dict[str, Any]:
-        """Return the arguments that an environment was trained on with; {} for another one."""
-        bare = [each.rpartition(":")[2] for each in (env, self.env.id)]  # without the module before the colon
-        return dict(self.env.kwargs) if bare[0] == bare[1] else {}
+        """Return the arguments that an environment was trained on with; of another one of its module, the layout only.
+
+        Args:
+            env: gymnasium id with its module before a colon.
+        """
+        module, _, name = self.env.id.partition(":")
+        if not name or env.partition(":")[0] != module:
+            return {}
+        return {key: value for key, value in self.env.kwargs.items() if env == self.env.id or key == "layout"}
 
 
 def terms_of(content: Any, source: Path) -> Terms:
