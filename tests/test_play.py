@@ -51,7 +51,7 @@ def pauses(monkeypatch: pytest.MonkeyPatch) -> list[float]:
 def model(tmp_path_factory: pytest.TempPathFactory) -> str:
     """A folder that says how its model is used to playing."""
     folder = tiny_worlds.write_model(tmp_path_factory.mktemp("models") / "doors")
-    write_terms(Path(folder), Terms(EnvSpec("tiny_worlds:tiny/Doors-v0"), False, 5, Limits(turn_tokens=8)))
+    write_terms(Path(folder), Terms([EnvSpec("tiny_worlds:tiny/Doors-v0")], False, 5, Limits(turn_tokens=8)))
     return folder
 
 
@@ -415,7 +415,7 @@ def test_bad_input(args: tuple[str, ...], told: str, pauses: list[float], capsys
 def test_nano_plays_as_it_was_trained(capsys: pytest.CaptureFixture[str]) -> None:
     config = yaml.safe_load((ROOT / "configs" / "maze.yaml").read_text())["data"]["init_args"]
     terms = read_terms(BUNDLED["nano"])
-    assert terms.env == EnvSpec(**config["env"])
+    assert EnvSpec(**config["env"]) in terms.envs
     assert terms.limits == Limits(**config["limits"])
     assert (terms.tell_rules, terms.max_turns, terms.temperature) == (config["tell_rules"], config["max_turns"], 1.0)
     assert run("nano", "--env", "wmact/Maze-v0", "--turns", "1") in (0, 1)
@@ -432,14 +432,15 @@ def test_the_command_line_beats_the_folder(model: str, capsys: pytest.CaptureFix
 
 
 def test_arguments_are_those_of_the_environment_it_was_trained_on() -> None:
-    terms = Terms(EnvSpec("wmact_envs:wmact/Maze-v0", {"layout": "cells", "loops": 0.5}))
+    terms = Terms([EnvSpec("wmact_envs:wmact/Maze-v0", {"layout": "cells", "loops": 0.5})])
     assert terms.kwargs("wmact_envs:wmact/Maze-v0") == {"layout": "cells", "loops": 0.5}
     assert terms.kwargs("wmact_envs:wmact/MazeHard-v0") == {"layout": "cells"}  # how it is told is the model's matter
     assert terms.kwargs("others:Maze-v0") == Terms().kwargs("wmact_envs:wmact/Taxi-v0") == {}
 
 
 def test_terms_come_back_as_they_were_written(tmp_path: Path) -> None:
-    terms = Terms(EnvSpec("a:b/C-v1", {"size": 9, "deep": {"x": [1, 2]}}), False, 7, Limits(9, 99, 1.5), 0.5)
+    envs = [EnvSpec("a:b/C-v1", {"size": 9, "deep": {"x": [1, 2]}}), EnvSpec("a:b/D-v1")]
+    terms = Terms(envs, False, 7, Limits(9, 99, 1.5), 0.5)
     write_terms(tmp_path, terms)
     assert read_terms(tmp_path) == terms
     assert read_terms(tmp_path / "elsewhere") == Terms()
@@ -451,6 +452,7 @@ def test_terms_come_back_as_they_were_written(tmp_path: Path) -> None:
         ("{", "wmact.json: Expecting"),
         ("[]", "wmact.json: "),
         ('{"turns": 3}', "wmact.json: Option 'turns' is not accepted"),
+        ('{"envs": [3]}', "wmact.json: envs: "),
         ('{"max_turns": "x"}', "wmact.json: max_turns: expected int, but got x"),
         ('{"max_turns": 0}', "wmact.json: max_turns=0: must be at least 1"),
         ('{"limits": {"turn_tokens": 0}}', "wmact.json: limits.turn_tokens=0: must be above 0"),

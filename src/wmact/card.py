@@ -91,7 +91,7 @@ def model_card(exported: Exported) -> str:
         version=wmact.__version__,
         training="\n".join(table(["", ""], [[name, text] for name, text in facts(exported).items()])),
         evaluation=evaluations(exported),
-        env=environment(EnvSpec(**config["data"]["init_args"]["env"]), args=False),
+        env=environment(environments(config["data"]["init_args"])[0], args=False),
         dtype=exported.dtype,
         base_limits=NANO_LIMITS if nano else "",
         settings=markdown(yaml.safe_dump(public(settings), sort_keys=False).rstrip()),
@@ -112,6 +112,12 @@ def base_model(model: str) -> tuple[str, bool]:
     return (Path(model).name, False) if Path(model).expanduser().is_dir() else (model, True)
 
 
+def environments(data: Mapping[str, Any]) -> list[EnvSpec]:
+    """Return the environments that were trained on: the one of a rollout, or those that were demonstrated."""
+    worlds = data.get("worlds")
+    return [EnvSpec(**spec) for spec in ([world["env"] for world in worlds.values()] if worlds else [data["env"]])]
+
+
 def environment(spec: EnvSpec, args: bool = True) -> str:
     """Tell an environment, by default with its arguments."""
     told = str(public(spec.id) or "(not named)").removeprefix("wmact_envs:")
@@ -124,7 +130,7 @@ def facts(exported: Exported) -> dict[str, str]:
     config, checkpoint = exported.config, exported.checkpoint
     data, steps = config["data"]["init_args"], batches(checkpoint)
     known = {
-        "environment": environment(EnvSpec(**data["env"])),
+        "environment": "; ".join(map(environment, environments(data))),
         "algorithm": str(public(config["model"]["class_path"])),
         "base model": base_model(config["model"]["init_args"]["model"])[0],
     }
@@ -189,7 +195,7 @@ def _table(row: Mapping[str, str], data: Mapping[str, Any], stage: str) -> str:
     for variant in _variants(row):
         spec = (data.get(stage) or {}).get(variant)
         told = str(public(variant) or "(not named)")
-        told += f": {environment(Variant(**spec).of(EnvSpec(**data['env'])))}" if spec else ""
+        told += f": {environment(Variant(**spec).of(environments(data)[0]))}" if spec else ""
         cells = [f"{float(row[f'eval/{variant}/levels']):,.0f}"]
         for name in ("single_turn", "multi_turn"):
             value, low, high = (float(row[f"eval/{variant}/{name}{end}"]) for end in ("", "_low", "_high"))

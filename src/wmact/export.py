@@ -23,7 +23,7 @@ from safetensors import SafetensorError
 from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig, PreTrainedModel
 
 from wmact.callbacks import read_episodes
-from wmact.card import Exported, evaluated, model_card, public
+from wmact.card import Exported, environments, evaluated, model_card, public
 from wmact.chat import Chat
 from wmact.checkpoints import read_checkpoint
 from wmact.commands import CommandParser
@@ -33,7 +33,7 @@ from wmact.study_file import read_yaml
 from wmact.terms import terms_of, write_terms
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
-PLAYED = ("env", "tell_rules", "max_turns", "limits", "temperature")
+PLAYED = ("tell_rules", "max_turns", "limits", "temperature")
 """Settings of the data that are `Terms` too."""
 NEEDED = (
     *("seed_everything", "trainer", "model.class_path", "model.init_args.model"),
@@ -58,6 +58,8 @@ def read_config(run: Path) -> dict[str, Any]:
             if not isinstance(found, dict) or name not in found:
                 raise ValueError(f"{path}: there is no {key}, so it is not the configuration of a run")
             found = found[name]
+    if not {"env", "worlds"} & config["data"]["init_args"].keys():
+        raise ValueError(f"{path}: there is no data.init_args.env, so it is not the configuration of a run")
     return config
 
 
@@ -183,7 +185,8 @@ def export(ckpt: Path, target: Path, test: Path | None = None, dtype: torch.dtyp
     config = read_config(run)
     init, data = config["model"]["init_args"], config["data"]["init_args"]
     terms = terms_of({name: data[name] for name in PLAYED}, run / "config.yaml")
-    told = public(terms.env.kwargs)
+    played = environments(data)
+    told = [replace(spec, kwargs=public(spec.kwargs)) for spec in played]
     model, trusted = str(init.get("model")), init.get("trust_remote_code") is True
     tokenizer = load_tokenizer(model, trusted)
     chat = Chat(tokenizer)
@@ -211,9 +214,10 @@ def export(ckpt: Path, target: Path, test: Path | None = None, dtype: torch.dtyp
     with new_folder(target) as folder:
         policy.save_pretrained(folder)
         tokenizer.save_pretrained(folder)
-        write_terms(folder, replace(terms, env=replace(terms.env, kwargs=told)))
+        write_terms(folder, replace(terms, envs=told))
         (folder / "README.md").write_text(card, encoding="utf-8")
-    return [name for name, value in terms.env.kwargs.items() if name not in told or told[name] != value]
+    pairs = [(before.kwargs, after.kwargs) for before, after in zip(played, told, strict=True)]
+    return [name for before, after in pairs for name in before if name not in after or after[name] != before[name]]
 
 
 def main(args: Sequence[str]) -> None:

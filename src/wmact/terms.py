@@ -23,14 +23,14 @@ class Terms:
     """What an episode is played with besides a model and a level; the names are those of `wmact.data.RolloutData`.
 
     Args:
-        env: the environment.
+        envs: the environments that the model was trained on.
         tell_rules: open the episode with the rules and the answer format.
         max_turns: the turn budget.
         limits: token and time limits.
         temperature: of sampling.
     """
 
-    env: EnvSpec = field(default_factory=EnvSpec)
+    envs: list[EnvSpec] = field(default_factory=list)
     tell_rules: bool = True
     max_turns: int = 30
     limits: Limits = field(default_factory=Limits)
@@ -41,15 +41,17 @@ class Terms:
             raise ValueError(f"max_turns={self.max_turns}: must be at least 1")
 
     def kwargs(self, env: str) -> dict[str, Any]:
-        """Return the arguments that an environment was trained on with; of another one of its module, the layout only.
+        """Return the arguments of an environment as in training; of one that is new to the model only the layout.
+
+        That is the layout of the others of its module: how it is told is the model's matter, what it is is not.
 
         Args:
             env: gymnasium id with its module before a colon.
         """
-        module, _, name = self.env.id.partition(":")
-        if not name or env.partition(":")[0] != module:
-            return {}
-        return {key: value for key, value in self.env.kwargs.items() if env == self.env.id or key == "layout"}
+        module = env.partition(":")[0]
+        known = {spec.id: spec.kwargs for spec in self.envs if spec.id.startswith(f"{module}:")}
+        layouts = [{"layout": kwargs["layout"]} for kwargs in known.values() if "layout" in kwargs]
+        return dict(known.get(env, layouts[0] if layouts else {}))
 
 
 def terms_of(content: Any, source: Path) -> Terms:
@@ -62,7 +64,8 @@ def terms_of(content: Any, source: Path) -> Terms:
     parser.add_class_arguments(Terms)
     try:
         values = parser.parse_object(content).as_dict()
-        return Terms(**values | {"env": EnvSpec(**values["env"]), "limits": Limits(**values["limits"])})
+        envs = [EnvSpec(**dict(spec)) for spec in values["envs"]]
+        return Terms(**values | {"envs": envs, "limits": Limits(**values["limits"])})
     except (ArgumentError, AttributeError, TypeError, ValueError) as error:  # the second and third: no mapping
         raise ValueError(f"{source}: {reason(error)}") from None
 
