@@ -58,12 +58,11 @@ def lock(folder: Path) -> IO[str]:
     return file
 
 
-def check_checkpoint(path: str, model: LightningModule) -> None:
-    """Read a checkpoint as data, never as code, and compare it with the model that is to take its weights.
+def read_checkpoint(path: str) -> dict[str, Any]:
+    """Read a checkpoint as data, never as code; its tensors stay in the file until they are used.
 
     Raises:
-        ValueError: it is missing, damaged, holds more than data, or is another model's; the message names the first
-            parameter that does not fit and both shapes.
+        ValueError: it is missing, damaged, holds more than data, or no training state.
     """
     if not Path(path).is_file():
         raise ValueError(f"ckpt_path={path!r}: no such file; give a checkpoint file, such as RUN/checkpoints/last.ckpt")
@@ -73,9 +72,20 @@ def check_checkpoint(path: str, model: LightningModule) -> None:
         unsafe = "GLOBAL" in str(error) or "Unsupported global" in str(error)
         what = "holds more than data, and is not loaded" if unsafe else "is damaged, or no checkpoint"
         raise ValueError(f"ckpt_path={path!r}: the file {what}; give another one of the same folder") from error
-    weights = checkpoint.get("state_dict") if isinstance(checkpoint, dict) else None
-    if not isinstance(weights, dict):
+    if not isinstance(checkpoint, dict) or not isinstance(checkpoint.get("state_dict"), dict):
         raise ValueError(f"ckpt_path={path!r}: the file holds no training state; give one that `fit` has written")
+    return checkpoint
+
+
+def check_checkpoint(path: str, model: LightningModule) -> None:
+    """Read a checkpoint and compare it with the model that is to take its weights.
+
+    Raises:
+        ValueError: it cannot be read (`read_checkpoint`), or is another model's; the message names the first parameter
+            that does not fit and both shapes.
+    """
+    checkpoint = read_checkpoint(path)
+    weights = checkpoint["state_dict"]
     ours = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
     theirs = {name: tuple(tensor.shape) for name, tensor in weights.items()}
     for name in [*ours, *theirs]:

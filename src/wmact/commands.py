@@ -14,6 +14,8 @@ class Command(NamedTuple):
 COMMANDS = {
     "study": Command("wmact.study", "runs every arm and seed of a comparison and reports it"),
     "plot": Command("wmact.plot", "draws the curves of runs"),
+    "export": Command("wmact.export", "writes a checkpoint as a Hugging Face folder"),
+    "play": Command("wmact.play", "plays one episode and prints it"),
 }
 HELP = "Further commands: " + "; ".join(f"{name} {command.does}" for name, command in COMMANDS.items()) + "."
 

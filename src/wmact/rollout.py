@@ -14,14 +14,13 @@ from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import gymnasium
 import numpy as np
 
 from wmact import protocol
-from wmact.chat import Chat
-from wmact.engines import Completion, Engine, Request
+from wmact.engines import Completion, Request
 from wmact.types import Action, Episode, StopReason, Turn
 
 NO_ACTION = "Your answer held no readable action set. Write your actions between <action> and </action>.\n\n"
@@ -53,6 +52,36 @@ class Task(NamedTuple):
     level: int
     sample: int
     seed: int
+
+
+class Conversation(Protocol):
+    """What an episode asks of `wmact.chat.Chat`."""
+
+    def open(self, text: str) -> list[int]:
+        """Ids of a conversation's beginning."""
+
+    def reply_to(self, text: str) -> list[int]:
+        """Ids to append after a reply."""
+
+    def decode(self, ids: list[int]) -> str:
+        """A reply's text."""
+
+
+class Sampler(Protocol):
+    """What a rollout asks of `wmact.engines.Engine`: to continue prompts with the weights that it has."""
+
+    def submit(self, request: Request) -> None:
+        """Queue a request."""
+
+    def step(self) -> list[Completion]:
+        """Go on for a while; return what has finished."""
+
+    def abort(self) -> None:
+        """Forget every request in flight."""
+
+    @property
+    def max_model_len(self) -> int:
+        """Most ids of prompt and continuation together."""
 
 
 class RolloutInterrupted(Exception):
@@ -97,7 +126,7 @@ class Player:
         self,
         env: gymnasium.Env[str, str],
         task: Task,
-        chat: Chat,
+        chat: Conversation,
         limits: Limits,
         told: bool,
         stop: Callable[[], bool] = lambda: False,
@@ -230,14 +259,15 @@ def _finite(reward: Any) -> float:
 def play(
     envs: Sequence[gymnasium.Env[str, str]],
     tasks: Sequence[Task],
-    engine: Engine,
-    chat: Chat,
+    engine: Sampler,
+    chat: Conversation,
     *,
     max_turns: int,
     limits: Limits,
     tell_rules: bool = True,
     policy_version: int = 0,
     progress: Callable[[int, int], None] = lambda done, total: None,
+    watch: Callable[[Episode], None] = lambda episode: None,
     stop: Callable[[], bool] = lambda: False,
 ) -> list[Episode]:
     """Play every task to its end and return the episodes in the order of the tasks.
@@ -251,6 +281,7 @@ def play(
         tell_rules: open the first message with the rules; off for a model whose warm start has taught them.
         policy_version: written on every episode: the training iteration whose weights the engine holds.
         progress: called with (episodes done, episodes in all).
+        watch: called with an episode when it has begun and after each of its turns; at its end it has a stop reason.
         stop: polled at every step of the engine or an environment; when true the rollout is given up.
 
     Raises:
@@ -268,16 +299,16 @@ def play(
     def go_on(key: int) -> None:
         """Ask for the next reply, or close the episode."""
         player = players[key]
-        if player.episode.stop_reason is None:
-            request = player.request(key, engine.max_model_len)
-            if isinstance(request, Request):
-                requests[key] = request
-                engine.submit(request)
-                return
+        request = player.episode.stop_reason or player.request(key, engine.max_model_len)
+        if isinstance(request, Request):
+            requests[key] = request
+            engine.submit(request)
+        else:
             player.episode.stop_reason = request
-        done[key] = players.pop(key).episode
-        idle.append(player.env)
-        progress(len(done), len(tasks))
+            done[key] = players.pop(key).episode
+            idle.append(player.env)
+            progress(len(done), len(tasks))
+        watch(player.episode)
 
     try:
         while waiting or players:

@@ -28,36 +28,46 @@ def transcript(episode: Episode) -> str:
         Plain text of printable characters and line ends. It is not markup: give it to ``print``, not to ``rich.print``,
         and escape it before it enters HTML.
     """
-    head = (
+    parts = [f"{heading(episode)}, policy version {episode.policy_version}"]
+    for number, (observation, turn) in enumerate(zip_longest(episode.observations, episode.turns), start=1):
+        parts += [] if turn is None else [f"── turn {number} of {len(episode.turns)} ──"]
+        parts += [] if observation is None else [observed(observation)]
+        parts += [] if turn is None else [answered(turn)]
+    return "\n".join([*parts, outcome(episode)])
+
+
+def heading(episode: Episode) -> str:
+    """Tell what is played."""
+    return printable(
         f"{episode.env} level {episode.level} ({episode.level_id[:12]}), sample {episode.sample}, seed {episode.seed}"
     )
-    lines = [f"{head}, policy version {episode.policy_version}"]
-    for number, (observation, turn) in enumerate(zip_longest(episode.observations, episode.turns), start=1):
-        if turn is not None:
-            lines.append(f"── turn {number} of {len(episode.turns)} ──")
-        lines += [] if observation is None else ["observation:", _indent(observation)]
-        lines += [] if turn is None else _told(turn)
-    lines.append(_outcome(episode))
-    return printable("\n".join(lines))
+
+
+def observed(observation: str) -> str:
+    """Tell an observation."""
+    return printable(f"observation:\n{_indent(observation)}")
+
+
+def answered(turn: Turn, tokens: bool = True) -> str:
+    """Tell a reply, what became of its actions, and the reward; without `tokens` not how long it was."""
+    # on one line: what is not indented is told by us
+    fates = ", ".join(f"{' '.join(action.text.split())} → {action.kind}" for action in turn.actions)
+    length = f", {turn.end - turn.start} tokens" if tokens else ""
+    lines = [f"reply ({turn.format}{length}):", _indent(turn.text), f"actions: {fates or 'none'}"]
+    return printable("\n".join([*lines, f"reward: {turn.reward:g}"]))
+
+
+def outcome(episode: Episode) -> str:
+    """Tell how an episode ended."""
+    optimal = f", optimal {episode.optimal_length}" if episode.optimal_length else ""
+    told = f"{episode.stop_reason}: reward {episode.reward:g}, scaled {episode.scaled_reward:g}"
+    told += f", {episode.num_effective} of {len(episode.actions)} actions effective{optimal}"
+    return printable(told + (f"\nerror:\n{_indent(episode.error)}" if episode.error else ""))
 
 
 def markdown(text: str) -> str:
     """Return ``text`` as a Markdown code block. It is indented, not fenced, so nothing within can end it."""
     return "\n" + "\n".join("    " + line for line in printable(text).split("\n"))
-
-
-def _told(turn: Turn) -> list[str]:
-    # on one line: what is not indented is told by us
-    fates = ", ".join(f"{' '.join(action.text.split())} → {action.kind}" for action in turn.actions)
-    heading = f"reply ({turn.format}, {turn.end - turn.start} tokens):"
-    return [heading, _indent(turn.text), f"actions: {fates or 'none'}", f"reward: {turn.reward:g}"]
-
-
-def _outcome(episode: Episode) -> str:
-    optimal = f", optimal {episode.optimal_length}" if episode.optimal_length else ""
-    outcome = f"{episode.stop_reason}: reward {episode.reward:g}, scaled {episode.scaled_reward:g}"
-    outcome += f", {episode.num_effective} of {len(episode.actions)} actions effective{optimal}"
-    return outcome + (f"\nerror:\n{_indent(episode.error)}" if episode.error else "")
 
 
 def _indent(text: str) -> str:

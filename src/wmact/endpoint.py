@@ -1,0 +1,282 @@
+"""Playing by way of a server that speaks OpenAI's API; the standard library is enough for it.
+
+Two of its ways to ask are spoken here, each as a `wmact.rollout.Sampler`:
+- `TokenCompletions`, ``/v1/completions`` with token ids both ways: what was sampled is sent back as it was sampled, as
+  in training. vLLM serves this.
+- `ChatCompletions`, ``/v1/chat/completions`` with messages: what every such server has. It renders and tokenises the
+  whole conversation anew each turn.
+"""
+
+import json
+import os
+import sys
+import time
+import urllib.request
+from collections import deque
+from collections.abc import Sequence
+from http.client import HTTPException
+from typing import Any
+from urllib.error import HTTPError, URLError
+
+from wmact.engines import Completion, Request
+
+SHOWN = 200
+"""Characters that an error shows of an answer."""
+
+
+class Endpoint:
+    """A server. Whatever goes wrong with it is one line.
+
+    OPENAI_API_KEY, where it is set, is sent along. Redirections are not followed: the key would go with them.
+
+    Args:
+        url: address of the API, such as http://127.0.0.1:8000/v1.
+        timeout: seconds that the server may be silent.
+        tries: how often a request is sent that the server does not answer now: it is down, slow or overloaded.
+        pause: seconds before the second try; doubled before each further one.
+
+    Raises:
+        ValueError: no such address.
+    """
+
+    def __init__(self, url: str, timeout: float = 120.0, tries: int = 3, pause: float = 1.0) -> None:
+        if not url.startswith(("http://", "https://")):  # urllib would read files too
+            raise ValueError(f"url={url!r}: give the address of an API, such as http://127.0.0.1:8000/v1")
+        if timeout <= 0:
+            raise ValueError(f"timeout={timeout}: must be above 0")
+        self.url, self.timeout, self.tries, self.pause = url.rstrip("/"), timeout, tries, pause
+        self._opener = urllib.request.build_opener(_NoRedirection)
+
+    def ask(self, path: str, body: dict[str, Any] | None = None) -> Any:
+        """Return what the server answers to a GET of `path`, or to a POST of `body`, as plain data.
+
+        Raises:
+            OSError: it does not, or not in JSON.
+        """
+        request = urllib.request.Request(f"{self.url}/{path}", headers={"Content-Type": "application/json"})
+        if body is not None:
+            request.data = json.dumps(body).encode()
+        if key := os.environ.get("OPENAI_API_KEY"):
+            request.add_header("Authorization", f"Bearer {key}")
+        trouble = ""
+        for attempt in range(self.tries):
+            time.sleep(self.pause * 2 ** (attempt - 1) if attempt else 0)
+            try:
+                with self._opener.open(request, timeout=self.timeout) as answer:
+                    return _data(request.full_url, answer.read())
+            except HTTPError as error:
+                trouble = f"HTTP {error.code}, {_message(error) or error.reason}"
+                if error.code != 429 and error.code < 500:
+                    raise OSError(f"{request.full_url}: {trouble}") from None
+            except TimeoutError:
+                trouble = f"no answer within {self.timeout:g} s"
+            except URLError as error:
+                reason: Any = error.reason
+                trouble = f"no connection, {getattr(reason, 'strerror', None) or reason}"
+            except (HTTPException, ConnectionError) as error:
+                trouble = f"the answer broke off, {error or type(error).__name__}"
+        raise OSError(f"{request.full_url}: {trouble} (tried {self.tries} times)")
+
+    def served(self, name: str | None) -> dict[str, Any]:
+        """Return what the server tells of the model of this name, or, without a name, of the only one it serves.
+
+        Raises:
+            OSError: it does not answer, or not as OpenAI's API does.
+            ValueError: it has no such model, or several.
+        """
+        match answer := self.ask("models"):
+            case {"data": [*entries]} if all(isinstance(e, dict) and isinstance(e.get("id"), str) for e in entries):
+                models = {entry["id"]: entry for entry in entries}
+            case _:
+                raise unexpected(f"{self.url}/models", answer)
+        if name is None and len(models) == 1:
+            return next(iter(models.values()))
+        if name is None or name not in models:
+            some = ", ".join(list(models)[:5]) or "none"
+            asked = "several models or none" if name is None else f"no model {name!r}"
+            raise ValueError(f"{self.url} serves {asked}; give --model one of those it has: {some}")
+        return models[name]
+
+
+class OneByOne:
+    """A sampler that answers one request a step. A subclass writes `complete`."""
+
+    max_model_len = sys.maxsize
+
+    def __init__(self) -> None:
+        self._waiting: deque[Request] = deque()
+
+    def submit(self, request: Request) -> None:
+        """Queue a request."""
+        self._waiting.append(request)
+
+    def step(self) -> list[Completion]:
+        """Answer the first request that waits."""
+        return [self.complete(self._waiting.popleft())] if self._waiting else []
+
+    def abort(self) -> None:
+        """Forget all requests."""
+        self._waiting.clear()
+
+    def complete(self, request: Request) -> Completion:
+        """Answer a request."""
+        raise NotImplementedError
+
+
+class TokenCompletions(OneByOne):
+    """Continues token ids by ``/v1/completions``, with the whole distribution, as our own engines do.
+
+    Args:
+        endpoint: a server, of vLLM.
+        model: name of the model there, or None for the only one; its tokenizer must be the one that encodes.
+        stop_token_ids: what ends a reply, and nothing else does.
+        temperature: of sampling.
+
+    Raises:
+        OSError: the server does not answer, or not as vLLM does.
+        ValueError: it has no such model.
+    """
+
+    def __init__(
+        self, endpoint: Endpoint, model: str | None, *, stop_token_ids: Sequence[int], temperature: float
+    ) -> None:
+        super().__init__()
+        self.endpoint, self.stop_token_ids = endpoint, list(stop_token_ids)
+        served = endpoint.served(model)
+        match served:
+            case {"id": str(name), "max_model_len": int(length)}:
+                self.max_model_len = length
+            case _:
+                raise OSError(f"{endpoint.url} does not tell how long a context it serves, {NOT_VLLM}")
+        self.fixed = {
+            "model": name,
+            "temperature": temperature,
+            # what the model's generation config would change
+            "top_p": 1.0,
+            "top_k": 0,
+            "min_p": 0.0,
+            "repetition_penalty": 1.0,
+            "ignore_eos": True,
+            "stop_token_ids": self.stop_token_ids,
+            "return_token_ids": True,
+        }
+
+    def complete(self, request: Request) -> Completion:
+        """Ask for the next reply."""
+        own = {"prompt": request.prompt_ids, "max_tokens": request.max_tokens, "seed": request.seed}
+        answer = self.endpoint.ask("completions", self.fixed | own)
+        where = f"{self.endpoint.url}/completions"
+        match answer:
+            case {"choices": [{"finish_reason": "stop" | "length", "token_ids": [*ids]}]} if ids:
+                if not all(type(i) is int and 0 <= i < 2**31 for i in ids) or len(ids) > request.max_tokens:
+                    raise unexpected(where, answer)
+            case {"choices": [{"finish_reason": "stop" | "length", "text": str()}]}:
+                raise OSError(f"{where} answers without token ids, {NOT_VLLM}")
+            case _:
+                raise unexpected(where, answer)
+        stopped = ids[-1] in self.stop_token_ids
+        if not stopped and len(ids) < request.max_tokens:  # nothing could be appended to such a reply
+            raise OSError(f"{where} ended a reply without its end-of-turn token; {NOT_VLLM}")
+        return Completion(request.id, ids, [], stopped)
+
+
+NOT_VLLM = "as vLLM's would; leave the model folder out to talk in messages"
+
+
+class Messages:
+    """A conversation in messages; what stands for a token id is the number of a message.
+
+    So an episode that has no tokens is played by the same loop as one that has.
+    """
+
+    def __init__(self) -> None:
+        self.said: list[dict[str, str]] = []
+
+    def say(self, role: str, text: str) -> list[int]:
+        """Append a message; return its number, as the only one of a list."""
+        self.said.append({"role": role, "content": text})
+        return [len(self.said) - 1]
+
+    def open(self, text: str) -> list[int]:
+        """Begin with a message of the user's."""
+        return self.say("user", text)
+
+    def reply_to(self, text: str) -> list[int]:
+        """Go on with a message of the user's."""
+        return self.say("user", text)
+
+    def decode(self, ids: list[int]) -> str:
+        """Return the text of messages."""
+        return "".join(self.said[i]["content"] for i in ids)
+
+
+class ChatCompletions(OneByOne):
+    """Answers `messages` by ``/v1/chat/completions``.
+
+    Args:
+        endpoint: a server of any make.
+        model: name of the model there, or None for the only one.
+        messages: where the conversation is kept.
+        temperature: of sampling.
+
+    Raises:
+        OSError: the server does not answer, or not as OpenAI's API does.
+        ValueError: there are several models and no name.
+    """
+
+    def __init__(self, endpoint: Endpoint, model: str | None, messages: Messages, *, temperature: float) -> None:
+        super().__init__()
+        self.endpoint, self.messages = endpoint, messages
+        self.fixed = {"model": model or endpoint.served(None)["id"], "temperature": temperature}
+
+    def complete(self, request: Request) -> Completion:
+        """Ask for the next reply."""
+        messages = [self.messages.said[i] for i in request.prompt_ids]
+        own = {"messages": messages, "max_tokens": request.max_tokens, "seed": request.seed}
+        match answer := self.endpoint.ask("chat/completions", self.fixed | own):
+            case {
+                "choices": [{"finish_reason": "stop" | "length" as end, "message": {"content": str() | None as text}}]
+            }:
+                return Completion(request.id, self.messages.say("assistant", text or ""), [], end == "stop")
+            case _:
+                raise unexpected(f"{self.endpoint.url}/chat/completions", answer)
+
+
+class _NoRedirection(urllib.request.HTTPRedirectHandler):
+    """Makes an error of what would lead elsewhere."""
+
+    def redirect_request(self, *_: Any) -> None:
+        return None
+
+
+def unexpected(address: str, answer: Any) -> OSError:
+    """The error for an answer of another form."""
+    return OSError(f"{address}: not an answer of OpenAI's API: {_short(json.dumps(answer))}")
+
+
+def _data(address: str, content: bytes) -> Any:
+    try:
+        return json.loads(content)
+    except (ValueError, RecursionError):
+        raise OSError(f"{address}: the answer is no JSON: {_short(content.decode(errors='replace'))}") from None
+
+
+def _message(error: HTTPError) -> str:
+    """What an error's answer says, in OpenAI's form, FastAPI's, or any other."""
+    try:
+        content = error.read()
+    except (OSError, HTTPException):
+        return ""
+    try:
+        answer = json.loads(content)
+    except (ValueError, RecursionError):
+        return _short(content.decode(errors="replace"))
+    match answer:
+        case {"error": {"message": str(told)}} | {"message": str(told)} | {"detail": str(told)}:
+            return _short(told)
+    return _short(json.dumps(answer))
+
+
+def _short(text: str) -> str:
+    told = " ".join(text.split())
+    return told if len(told) <= SHOWN else told[: SHOWN - 1] + "…"
