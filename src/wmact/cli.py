@@ -19,11 +19,12 @@ import warnings
 from pathlib import Path
 from typing import Any
 
+import torch
 from jsonargparse import ArgumentError
 from lightning.fabric.plugins import TorchCheckpointIO
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import LightningModule, Trainer
-from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
+from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 from lightning.pytorch.utilities import rank_zero_only
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 from omegaconf import OmegaConf
@@ -34,15 +35,25 @@ from wmact.callbacks.progress import eval_table
 from wmact.checkpoints import AtomicCheckpointIO, check_checkpoint
 from wmact.commands import COMMANDS, HELP
 from wmact.data import RolloutData
-from wmact.loggers import open_run_folder
+from wmact.loggers import open_run_folder, run_folder_of
 from wmact.module import AgentModule
-from wmact.rollout import RolloutInterrupted
-from wmact.types import TrainingStopped
+from wmact.processes import require_same, tells
+from wmact.strategies import Signals, check_strategy, end_with
+from wmact.types import RolloutInterrupted, TrainingStopped
 from wmact.view import printable
 
 USAGE, STOPPED, TERMINATED, INTERRUPTED = 2, 1, 128 + signal.SIGTERM, 128 + signal.SIGINT  # exit codes
 BAD_INPUT = (ArgumentError, ValueError, OSError, ImportError, MisconfigurationException)
 """What is told in one line. Anything else is a fault of the program and shows its traceback."""
+
+
+class SaveConfig(SaveConfigCallback):
+    """Writes config.yaml, once it is clear that all processes have the same."""
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Compare, then write."""
+        require_same({name: str(value) for name, value in self.config.items()})
+        super().setup(trainer, pl_module, stage)
 
 
 class CLI(LightningCLI):
@@ -72,6 +83,9 @@ class CLI(LightningCLI):
 
     def after_instantiate_classes(self) -> None:
         """Look at the checkpoint before anything is written, then open one folder for all: that of a resumed run."""
+        check_strategy(self.trainer.strategy)
+        self.trainer._signal_connector = Signals(self.trainer)
+        end_with(self.trainer)
         ckpt_path = self._get(self.config, "ckpt_path")
         if ckpt_path:
             check_checkpoint(ckpt_path, self.model)
@@ -105,9 +119,10 @@ class CLI(LightningCLI):
 
     def _way_on(self) -> str:
         last = Path(getattr(self.trainer.checkpoint_callback, "last_model_path", "") or "none")
-        if not self.folder or not last.is_file():
+        folder = run_folder_of(last) or self.folder  # other processes than the first do not know theirs
+        if not folder or not last.is_file():
             return "nothing was saved yet"
-        config, ckpt_path = (shlex.quote(str(path)) for path in (self.folder / "config.yaml", last))
+        config, ckpt_path = (shlex.quote(str(path)) for path in (folder / "config.yaml", last))
         return f"go on with: python -m wmact fit --config {config} --ckpt_path {ckpt_path}"
 
 
@@ -122,6 +137,7 @@ def build(args: list[str] | None = None, **kwargs: Any) -> CLI:
         seed_everything_default=0,
         auto_configure_optimizers=False,
         parser_kwargs={"parser_mode": "omegaconf+", "exit_on_error": False, "epilog": HELP},
+        save_config_callback=SaveConfig,
         save_config_kwargs={"overwrite": True},
         args=args,
         **kwargs,
@@ -135,12 +151,8 @@ def main(args: list[str] | None = None) -> None:
     """
     if not os.environ.get("WMACT_DEBUG"):
         _quiet()
-    words = sys.argv[1:] if args is None else args
     try:
-        if words and words[0] in COMMANDS:
-            importlib.import_module(COMMANDS[words[0]].module).main(words[1:])
-        else:
-            build(args)
+        _run(args)
     except (RolloutInterrupted, SIGTERMException) as error:
         _leave("terminated", TERMINATED, error)
     except KeyboardInterrupt as error:
@@ -155,6 +167,21 @@ def main(args: list[str] | None = None) -> None:
         _leave(f"{reason(error)}; python -m wmact fit --config FILE --print_config shows all settings", USAGE)
     except BAD_INPUT as error:
         _leave(reason(error), USAGE)
+
+
+def _run(args: list[str] | None) -> None:
+    """Run the command. A process that is not to tell the error that ends it ends without a word."""
+    words = sys.argv[1:] if args is None else args
+    try:
+        if words and words[0] in COMMANDS:
+            importlib.import_module(COMMANDS[words[0]].module).main(words[1:])
+        else:
+            build(args)
+    except BaseException as error:
+        if tells(error):
+            raise
+        # The first process's code is the one that is seen. With any but 0 of another, Lightning kills the first.
+        sys.exit(0 if torch.distributed.get_rank() else STOPPED)
 
 
 def reason(error: BaseException) -> str:
@@ -182,6 +209,7 @@ def _quiet() -> None:
         "Checkpoint directory",
         "dirpath has changed",
         "sync_dist=True",
+        "returned a view tensor",
     ):
         warnings.filterwarnings("ignore", message=f".*{on_purpose}")
 

@@ -20,8 +20,9 @@ from wmact.chat import Chat
 from wmact.collate import collate
 from wmact.data import RolloutData
 from wmact.engines import Completion, Request
+from wmact.processes import together
 from wmact.rollout import Limits, Player, Task
-from wmact.types import Batch, Episode
+from wmact.types import Batch, Episode, RolloutInterrupted
 
 BLOCKED = "(wall)"
 
@@ -121,7 +122,7 @@ class DemonstrationData(RolloutData):
 
     Args:
         batches: batches an epoch.
-        episodes_a_batch: demonstrated episodes a batch.
+        episodes_a_batch: demonstrated episodes a batch, of all processes together.
         manner: how the demonstrator thinks and acts.
         rollout: everything else is passed on to `RolloutData`.
     """
@@ -138,6 +139,7 @@ class DemonstrationData(RolloutData):
 
     def train_dataloader(self) -> "Demonstrations":  # type: ignore[override]
         """Fresh demonstrations of levels that come only once."""
+        self._require_a_share("episodes_a_batch", self.episodes_a_batch)
         return Demonstrations(self)
 
     def demonstrated_batch(self) -> Batch:
@@ -145,14 +147,18 @@ class DemonstrationData(RolloutData):
         pool = self._pools.setdefault(repr(self.env), [])
         if not pool:
             pool.append(self.env.make())
+        trainer = self._trainer()
+        first, self.cursor = self.cursor, self.cursor + self.episodes_a_batch
         episodes = []
-        for _ in range(self.episodes_a_batch):
-            level, seed = np.random.SeedSequence([self.seed, self.cursor]).generate_state(2).tolist()
-            self.cursor += 1
-            task = Task(level % 2**31, 0, seed)
-            turns = 1 + seed % self.max_turns  # of all lengths: a board told again and again teaches little
-            assert self._chat is not None
-            episodes.append(play_demonstration(pool[0], task, self._chat, self.limits, turns, self.manner))
+        with together():
+            for number in range(first + trainer.global_rank, self.cursor, trainer.world_size):
+                if self._told_to_stop():
+                    raise RolloutInterrupted
+                level, seed = np.random.SeedSequence([self.seed, number]).generate_state(2).tolist()
+                task = Task(level % 2**31, 0, seed)
+                turns = 1 + seed % self.max_turns  # of all lengths: a board told again and again teaches little
+                assert self._chat is not None
+                episodes.append(play_demonstration(pool[0], task, self._chat, self.limits, turns, self.manner))
         self.episodes = episodes
         return collate(episodes)
 

@@ -22,7 +22,7 @@ import numpy as np
 from wmact import protocol
 from wmact.chat import Chat
 from wmact.engines import Completion, Engine, Request
-from wmact.types import Action, Episode, StopReason, Turn
+from wmact.types import Action, Episode, RolloutInterrupted, StopReason, Turn
 
 NO_ACTION = "Your answer held no readable action set. Write your actions between <action> and </action>.\n\n"
 
@@ -53,10 +53,6 @@ class Task(NamedTuple):
     level: int
     sample: int
     seed: int
-
-
-class RolloutInterrupted(Exception):
-    """The rollout was given up because the process is asked to stop; nothing of it was trained on."""
 
 
 class EnvironmentFault(Exception):
