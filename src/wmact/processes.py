@@ -23,7 +23,7 @@ from torch.distributed.distributed_c10d import _get_default_store
 from torch.distributed.tensor import DTensor
 from torch.nn import Parameter
 
-from wmact.types import RolloutInterrupted
+from wmact.types import RolloutInterrupted, TrainingStopped
 
 T = TypeVar("T")
 FAILED, STOP = "wmact/failed", "wmact/stop"  # in the store: how many processes have failed; whether all shall stop
@@ -49,11 +49,16 @@ def several() -> bool:
 
 
 def gather(mine: T) -> list[T]:
-    """Return what each process gives, in the order of their ranks; all of them must call it."""
+    """Return what each process gives, in the order of their ranks; all of them must call it.
+
+    Raises:
+        TrainingStopped: another process is gone.
+    """
     if not several():
         return [mine]
     everyones: list[Any] = [None] * dist.get_world_size()
-    dist.all_gather_object(everyones, mine)
+    with _in_touch():
+        dist.all_gather_object(everyones, mine)
     return everyones
 
 
@@ -129,6 +134,7 @@ def together() -> Iterator[None]:
 
 
 def _raise_one(mine: Exception | None) -> None:
+    _wait_for_all()
     told = mine and Failure(_portable(mine), "".join(traceback.format_exception(mine)))
     failures = {rank: failure for rank, failure in enumerate(gather(told)) if failure}
     if failures:  # who gave up because of another's error is not its cause
@@ -137,6 +143,26 @@ def _raise_one(mine: Exception | None) -> None:
         error.__cause__ = error.__cause__ if error is mine else Elsewhere(failures[rank].trace)
         error.known_to_all = True  # type: ignore[attr-defined]
         raise error
+
+
+def _wait_for_all() -> None:
+    """Wait in Python: a collective call that waits does not let the handlers of signals run."""
+    with _in_touch():
+        all_here: Any = dist.barrier(async_op=True)
+        pause = 0.0005
+        while not all_here.is_completed():
+            time.sleep(pause)
+            pause = min(2 * pause, 0.05)
+        all_here.wait()
+
+
+@contextmanager
+def _in_touch() -> Iterator[None]:
+    try:
+        yield
+    except RuntimeError as error:
+        reason = str(error).partition(" This is")[0].rpartition("] ")[2]
+        raise TrainingStopped(f"another process is gone ({reason})") from error
 
 
 def _portable(error: Exception) -> Exception:

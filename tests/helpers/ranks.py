@@ -3,6 +3,8 @@
 What they run stands here too: the server has to find it by its name.
 """
 
+import functools
+import importlib
 import math
 import multiprocessing
 import os
@@ -13,6 +15,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # as `python -m wmact` does
 SERVER = multiprocessing.get_context("forkserver")
 SERVER.set_forkserver_preload(["wmact.cli", "wmact.ppo", "wmact.strategies"])
 
@@ -58,10 +61,21 @@ def _rank(folder: Path, world: dict[str, Any], work: Callable[..., Any], argumen
     work(*arguments)
 
 
-def command(*words: str) -> None:
-    """The command line, as from a shell."""
+def run(
+    words: Sequence[str], environment: dict[str, str] | None = None, faulty: str = "", error: Exception | None = None
+) -> None:
+    """The command line, as from a shell; a function ``faulty``, written module:name.name, raises an error."""
     from wmact import cli
 
+    def fail(*_: Any, **__: Any) -> None:
+        assert error is not None
+        raise error
+
+    if faulty:
+        module, _, names = faulty.partition(":")
+        *owners, name = names.split(".")
+        setattr(functools.reduce(getattr, owners, importlib.import_module(module)), name, fail)
+    os.environ |= environment or {}
     sys.argv = ["wmact"]
     cli.main(list(words))
 
