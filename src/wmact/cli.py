@@ -19,7 +19,6 @@ import warnings
 from pathlib import Path
 from typing import Any
 
-import torch
 from jsonargparse import ArgumentError
 from lightning.fabric.plugins import TorchCheckpointIO
 from lightning.fabric.utilities.exceptions import MisconfigurationException
@@ -37,7 +36,7 @@ from wmact.commands import COMMANDS, HELP
 from wmact.data import RolloutData
 from wmact.loggers import open_run_folder, run_folder_of
 from wmact.module import AgentModule
-from wmact.processes import require_same, tells
+from wmact.processes import place, require_same, tells
 from wmact.strategies import Signals, check_strategy, end_with
 from wmact.types import RolloutInterrupted, TrainingStopped
 from wmact.view import printable
@@ -170,7 +169,7 @@ def main(args: list[str] | None = None) -> None:
 
 
 def _run(args: list[str] | None) -> None:
-    """Run the command. A process that is not to tell the error that ends it ends without a word."""
+    """Run the command. Of several processes, the one that is to tell an error raises it; the others end quietly."""
     words = sys.argv[1:] if args is None else args
     try:
         if words and words[0] in COMMANDS:
@@ -178,10 +177,11 @@ def _run(args: list[str] | None) -> None:
         else:
             build(args)
     except BaseException as error:
-        if tells(error):
-            raise
-        # The first process's code is the one that is seen. With any but 0 of another, Lightning kills the first.
-        sys.exit(0 if torch.distributed.get_rank() else STOPPED)
+        if not tells(error):
+            if place()[0] > 0:
+                sys.exit(0)  # at any other code Lightning kills the first process, whose code is the one that is seen
+            sys.stderr = open(os.devnull, "w")  # noqa: SIM115 (to the end)
+        raise
 
 
 def reason(error: BaseException) -> str:

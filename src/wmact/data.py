@@ -18,13 +18,13 @@ import numpy as np
 import torch
 from lightning.pytorch.utilities import rank_zero_only
 
-from wmact import processes, rewards
+from wmact import rewards
 from wmact.chat import Chat
 from wmact.collate import collate
 from wmact.engines import Engine, EngineFailed, Request, TransformersEngine, VLLMEngine, generate
 from wmact.models import load_tokenizer, resolve_model
 from wmact.module import AgentModule
-from wmact.processes import together
+from wmact.processes import gather, largest, place, share, stop_all, together, told_to_stop, total
 from wmact.rollout import Limits, Task, deadline, play
 from wmact.types import Batch, Episode, Played, RolloutInterrupted, TrainingStopped, Turn
 
@@ -227,47 +227,49 @@ class RolloutData(L.LightningDataModule):
         return [Plays(partial(self._evaluate, name, spec, how)) for name, spec in specs.items()]
 
     def _require_a_share(self, name: str, number: int) -> None:
-        world_size = self._trainer().world_size
+        _, world_size = place()
         with together():
             if number < world_size:
                 raise ValueError(f"data.{name}={number}: each of the {world_size} processes needs at least one")
 
     def _training_batch(self) -> Batch:
-        module, trainer = self._module(), self._trainer()
-        version = module.global_step
-        with together():  # drawn by one process, so that no slow or faulty environment gives each another list
-            levels = self._draw_levels() if trainer.is_global_zero else []
-        levels, self.cursor = processes.gather((levels, self.cursor))[0]
-        mine = levels[trainer.global_rank :: trainer.world_size]
-        tasks = [self._task(level, sample, TRAINING, version) for level in mine for sample in range(self.samples)]
+        version = self._module().global_step
+        rank, _ = place()
+        with together():  # drawn by one process, lest a slow or faulty environment give each of them another list
+            levels = self._draw_levels() if rank == 0 else []
+        levels, self.cursor = gather((levels, self.cursor))[0]
+        samples = range(self.samples)
+        tasks = [self._task(level, sample, TRAINING, version) for level in share(levels) for sample in samples]
         started = time.perf_counter()
         self.episodes = self._play(self.env, tasks, self.turn_budget)
-        (self.rollout_seconds,) = processes.largest([time.perf_counter() - started])
+        (self.rollout_seconds,) = largest([time.perf_counter() - started])
         for episode in self.episodes:
             shaped = rewards.shape(episode, rescale=self.rescale, step_penalty=self.step_penalty)
             for turn, reward in zip(episode.turns, shaped, strict=True):
                 turn.reward = reward
-        (sampled,) = processes.total([sum(turn.end - turn.start for e in self.episodes for turn in e.turns)])
+        (sampled,) = total([sum(turn.end - turn.start for e in self.episodes for turn in e.turns)])
         seconds = self.rollout_seconds
         self.performance = {"rollout_seconds": seconds, "tokens_per_second": sampled / seconds}
         self._check_errors()
         with together():
             batch = collate([episode for episode in self.episodes if episode.error is None], version)
-        trained_on, played = processes.total([len(batch.token_S), len(self.episodes)])
+        trained_on, played = total([len(batch.token_S), len(self.episodes)])
         if not trained_on:
             with together():
                 raise ValueError(f"none of {played} episodes holds a sampled token: nothing to train on")
         return batch
 
     def _evaluate(self, variant: str, spec: EnvSpec, how: Evaluation) -> Played:
-        trainer = self._trainer()
-        there_are = getattr(self._pool(spec, 1)[0].unwrapped, "num_levels", None)
-        if there_are is not None and how.levels > there_are:
-            raise ValueError(f"evaluation of {how.levels} levels: {variant!r} has {there_are}; lower levels to that")
-        tasks = [self._task(level, sample, EVALUATION) for level in range(how.levels) for sample in range(how.samples)]
-        mine = [task for task in tasks if task.level % trainer.world_size == trainer.global_rank]
+        with together():
+            there_are = getattr(self._pool(spec, 1)[0].unwrapped, "num_levels", None)
+            if there_are is not None and how.levels > there_are:
+                raise ValueError(
+                    f"evaluation of {how.levels} levels: {variant!r} has {there_are}; lower levels to that"
+                )
+        mine, samples = share(range(how.levels)), range(how.samples)
+        tasks = [self._task(level, sample, EVALUATION) for level in mine for sample in samples]
         longest = max(self.max_turns, *how.curve)
-        return Played(variant, self._play(spec, mine, longest), self.max_turns, self.turn_budget, how.curve)
+        return Played(variant, self._play(spec, tasks, longest), self.max_turns, self.turn_budget, how.curve)
 
     def _play(self, spec: EnvSpec, tasks: list[Task], max_turns: int) -> list[Episode]:
         return self._restarting(lambda: self._play_once(spec, tasks, max_turns))
@@ -282,9 +284,9 @@ class RolloutData(L.LightningDataModule):
                 except EngineFailed as error:
                     failure = str(error)
                 except Exception:
-                    processes.stop_all()  # the others need not play theirs to the end
+                    stop_all()  # the others need not play theirs to the end
                     raise
-            failures = [each for each in processes.gather(failure) if each]
+            failures = [each for each in gather(failure) if each]
             if not failures:
                 return result
             if not again:
@@ -320,7 +322,7 @@ class RolloutData(L.LightningDataModule):
         return episodes
 
     def _told_to_stop(self) -> bool:
-        return self._trainer().received_sigterm or processes.told_to_stop()
+        return bool(self.trainer and self.trainer.received_sigterm) or told_to_stop()
 
     def _pool(self, spec: EnvSpec, size: int) -> list[gymnasium.Env[str, str]]:
         """The environments of a kind, at least so many."""
@@ -402,8 +404,8 @@ class RolloutData(L.LightningDataModule):
 
     def _check_errors(self) -> None:
         errors = [episode.error.strip().splitlines()[-1] for episode in self.episodes if episode.error]
-        (played,) = processes.total([len(self.episodes)])
-        found = sum(processes.gather(Counter(errors)), Counter())
+        (played,) = total([len(self.episodes)])
+        found = sum(gather(Counter(errors)), Counter())
         if found.total() > self.max_error_share * played:
             often = "; ".join(f"{count} × {line}" for line, count in found.most_common(3))
             with together():

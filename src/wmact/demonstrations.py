@@ -20,7 +20,7 @@ from wmact.chat import Chat
 from wmact.collate import collate
 from wmact.data import RolloutData
 from wmact.engines import Completion, Request
-from wmact.processes import together
+from wmact.processes import share, together
 from wmact.rollout import Limits, Player, Task
 from wmact.types import Batch, Episode, RolloutInterrupted
 
@@ -147,11 +147,10 @@ class DemonstrationData(RolloutData):
         pool = self._pools.setdefault(repr(self.env), [])
         if not pool:
             pool.append(self.env.make())
-        trainer = self._trainer()
         first, self.cursor = self.cursor, self.cursor + self.episodes_a_batch
         episodes = []
         with together():
-            for number in range(first + trainer.global_rank, self.cursor, trainer.world_size):
+            for number in share(range(first, self.cursor)):
                 if self._told_to_stop():
                     raise RolloutInterrupted
                 level, seed = np.random.SeedSequence([self.seed, number]).generate_state(2).tolist()

@@ -40,9 +40,20 @@ class Failure(NamedTuple):
     trace: str
 
 
+def place() -> tuple[int, int]:
+    """Return the rank of this process and how many there are."""
+    return (dist.get_rank(), dist.get_world_size()) if dist.is_available() and dist.is_initialized() else (0, 1)
+
+
 def several() -> bool:
-    """Whether there are other processes. An engine's group of one is none."""
-    return dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
+    """Whether there are other processes. (An engine may have made a group of one.)"""
+    return place()[1] > 1
+
+
+def share(items: Sequence[T]) -> Sequence[T]:
+    """Return what falls to this process: every n-th item, so that shares differ by one at most."""
+    rank, world_size = place()
+    return items[rank::world_size]
 
 
 # Figures
@@ -56,7 +67,7 @@ def gather(mine: T) -> list[T]:
     """
     if not several():
         return [mine]
-    everyones: list[Any] = [None] * dist.get_world_size()
+    everyones: list[Any] = [None] * place()[1]
     with _in_touch():
         dist.all_gather_object(everyones, mine)
     return everyones
@@ -139,7 +150,7 @@ def _raise_one(mine: Exception | None) -> None:
     failures = {rank: failure for rank, failure in enumerate(gather(told)) if failure}
     if failures:  # who gave up because of another's error is not its cause
         rank = min(failures, key=lambda rank: isinstance(failures[rank].error, RolloutInterrupted))
-        error = mine if mine and rank == dist.get_rank() else failures[rank].error
+        error = mine if mine and rank == place()[0] else failures[rank].error
         error.__cause__ = error.__cause__ if error is mine else Elsewhere(failures[rank].trace)
         error.known_to_all = True  # type: ignore[attr-defined]
         raise error
@@ -178,7 +189,7 @@ def tells(error: BaseException) -> bool:
     if not several():
         return True
     if getattr(error, "known_to_all", False) or isinstance(error, KeyboardInterrupt | SystemExit):
-        return dist.get_rank() == 0
+        return place()[0] == 0
     try:
         return _get_default_store().add(FAILED, 1) == 1
     except RuntimeError:  # process 0 keeps the store, and has gone: it had an error before this one

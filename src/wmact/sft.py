@@ -88,8 +88,10 @@ class SFT(AgentModule):
 
     def on_train_end(self) -> None:
         """Write the model as a Hugging Face folder."""
-        weights = {name: whole(tensor) for name, tensor in self.policy.lm.state_dict().items()}
+        lm = self.policy.lm
+        once = dict(lm.named_parameters()) | dict(lm.named_buffers())  # not as often as they are tied
+        weights = {name: whole(tensor) for name, tensor in lm.state_dict().items() if name in once}
         if self.trainer.is_global_zero and not self.trainer.fast_dev_run:  # type: ignore[attr-defined]
             folder = Path(self.settings.save_to or Path(self.trainer.log_dir or ".") / "model")
-            self.policy.lm.save_pretrained(folder, state_dict=weights)
+            lm.save_pretrained(folder, state_dict=weights)
             load_tokenizer(self.settings.model, self.settings.trust_remote_code).save_pretrained(folder)
