@@ -37,7 +37,7 @@ from wmact.data import RolloutData
 from wmact.loggers import open_run_folder, run_folder_of
 from wmact.module import AgentModule
 from wmact.processes import place, require_same, tells
-from wmact.strategies import Signals, check_strategy, end_with
+from wmact.strategies import Signals, check_strategy, end_others_at_exit
 from wmact.types import RolloutInterrupted, TrainingStopped
 from wmact.view import printable
 
@@ -84,7 +84,7 @@ class CLI(LightningCLI):
         """Look at the checkpoint before anything is written, then open one folder for all: that of a resumed run."""
         check_strategy(self.trainer.strategy)
         self.trainer._signal_connector = Signals(self.trainer)
-        end_with(self.trainer)
+        end_others_at_exit(self.trainer.strategy)
         ckpt_path = self._get(self.config, "ckpt_path")
         if ckpt_path:
             check_checkpoint(ckpt_path, self.model)

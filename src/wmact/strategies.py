@@ -5,7 +5,6 @@ import subprocess
 import time
 from typing import Any
 
-from lightning.pytorch import Trainer
 from lightning.pytorch.strategies import DDPStrategy, ModelParallelStrategy, SingleDeviceStrategy, Strategy
 from lightning.pytorch.trainer.connectors.signal_connector import _SignalConnector
 
@@ -55,14 +54,15 @@ def check_strategy(strategy: Strategy) -> None:
         )
 
 
-def end_with(trainer: Trainer) -> None:
-    """When this process ends, end those that Lightning has started for it: an error may have left them waiting."""
-    atexit.register(_end, trainer)
+def end_others_at_exit(strategy: Strategy) -> None:
+    """End the processes that Lightning has started for this one when it ends: an error may have left them waiting."""
+    if strategy.launcher is not None:
+        atexit.register(_end, strategy.launcher)
 
 
-def _end(trainer: Trainer) -> None:
+def _end(launcher: Any) -> None:
     until = time.monotonic() + GRACE
-    for process in getattr(trainer.strategy.launcher, "procs", ()):
+    for process in getattr(launcher, "procs", ()):
         try:
             process.wait(max(until - time.monotonic(), 0))
         except subprocess.TimeoutExpired:
