@@ -13,7 +13,7 @@ PIP       := $(BIN)/python -m pip --disable-pip-version-check
 INSTALLED := $(VENV)/.installed-$(EXTRA)
 TORCH     := $(shell grep '^torch==' requirements-cpu.txt)
 
-.PHONY: help env maze test check bench lock clean
+.PHONY: help env maze study test check bench lock clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-6s %s\n", $$1, $$2 }' Makefile
@@ -22,6 +22,9 @@ env: $(INSTALLED) ## a virtual environment in .venv with everything, at the lock
 
 maze: env ## train an agent on mazes, on this machine
 	$(BIN)/python -m wmact fit --config configs/maze.yaml $(ARGS)
+
+study: env ## a small study, in minutes: every arm of the comparison, and the report in runs/results/small
+	$(BIN)/python -m wmact study configs/study/small.yaml --results runs/results $(ARGS)
 
 test: env ## run the tests
 	$(BIN)/python -m pytest $(ARGS)

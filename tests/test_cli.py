@@ -14,6 +14,7 @@ import torch
 import yaml
 
 from wmact import cli
+from wmact.checkpoints import lock
 from wmact.data import RolloutData
 from wmact.models import BUNDLED
 from wmact.ppo import PPO
@@ -103,9 +104,13 @@ def refused(capsys: pytest.CaptureFixture[str], *args: str, code: int = 2) -> st
 
 
 def shipped() -> dict[str, list[str]]:
-    """File → the --config options it is used with. A file without a class for the model lies over maze.yaml."""
+    """File → the --config options it is used with. A file without a class for the model lies over maze.yaml.
+
+    Those of `study` are tested in test_study.py, those of `strategies` in test_processes.py: they start processes.
+    """
     options = {}
-    for path in sorted((ROOT / "configs").rglob("*.yaml")):
+    elsewhere = {path for name in ("study", "strategies") for path in (ROOT / "configs" / name).iterdir()}
+    for path in sorted(set((ROOT / "configs").rglob("*.yaml")) - elsewhere):
         whole = "class_path" in yaml.safe_load(path.read_text()).get("model", {})
         options[str(path.relative_to(ROOT / "configs"))] = [
             *([] if whole else ["--config", MAZE]),
@@ -362,16 +367,21 @@ def test_a_folder_for_one_logger_of_two(doors: str, capsys: pytest.CaptureFixtur
 def test_without_vllm(doors: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "vllm", None)
     line = refused(capsys, "fit", "--config", doors, "--data.engine", "wmact.engines.VLLMEngine")
-    assert "pip install 'wmact[cpu]'" in line
+    assert "requirements-cpu.txt" in line
     assert run("fit", "--config", doors, "--data.engine", "null", "--trainer.fast_dev_run", "true") == 0
     out = [line for line in capsys.readouterr().out.splitlines() if "transformers engine" in line]
     assert len(out) == 1
-    assert "pip install 'wmact[cpu]'" in out[0]
+    assert "requirements-cpu.txt" in out[0]
 
 
 def lost(folder: Path) -> dict[str, bytes]:
     """What may not change when a run cannot be resumed."""
-    files = [folder / "metrics.csv", folder / "episodes.jsonl", *sorted((folder / "checkpoints").iterdir())]
+    files = [
+        folder / "config.yaml",
+        folder / "metrics.csv",
+        folder / "episodes.jsonl",
+        *sorted((folder / "checkpoints").iterdir()),
+    ]
     return {file.name: file.read_bytes() for file in files}
 
 
@@ -416,6 +426,38 @@ def test_nothing_is_lost_when_a_resumed_run_cannot_go_on(
     options = ["--config", str(finished / "config.yaml"), "--ckpt_path", str(finished / "checkpoints" / "last.ckpt")]
     refused(capsys, "fit", *options, "--trainer.max_epochs", "4", *bad)
     assert lost(finished) == before
+
+
+def test_two_runs_cannot_write_one_folder(finished: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    before = lost(finished)
+    options = ["--config", str(finished / "config.yaml"), "--ckpt_path", str(finished / "checkpoints" / "last.ckpt")]
+    with lock(finished):
+        line = refused(capsys, "fit", *options, "--trainer.max_epochs", "4")
+    assert f"{finished} is being written by another process" in line
+    assert lost(finished) == before
+
+
+def test_a_finished_run_says_so(finished: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    before = lost(finished)
+    options = ["--config", str(finished / "config.yaml"), "--ckpt_path", str(finished / "checkpoints" / "last.ckpt")]
+    assert run("fit", *options) == 0
+    assert "nothing to do: 2 iterations are done already; raise --trainer.max_epochs" in capsys.readouterr().out
+    assert lost(finished) == before
+
+
+def test_the_environment_of_the_documentation(model: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    text = (ROOT / "docs" / "environment.md").read_text()
+    for name, block in (("guess.py", "python"), ("guess.yaml", "yaml")):
+        Path(name).write_text(text.split(f"```{block}\n")[1].split("```")[0])
+    monkeypatch.syspath_prepend(tmp_path)
+    played: list[Played] = []
+    evaluate = RolloutData._evaluate
+    monkeypatch.setattr(RolloutData, "_evaluate", lambda *a: played.append(evaluate(*a)) or played[-1])
+    assert run("test", "--config", MAZE, "--config", "guess.yaml", *SMALL, "--model.model", model) == 0
+    (only,) = played
+    assert only.variant == "standard"
+    assert [episode.observations[0] for episode in only.episodes] == ["Guess."] * len(only.episodes)
+    assert {episode.error for episode in only.episodes} == {None}
 
 
 def test_a_fault_of_the_program_shows_its_traceback(doors: str, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -13,7 +13,7 @@ from lightning.pytorch import Trainer
 
 import wmact.data
 from wmact.callbacks import TurnAnnealing
-from wmact.data import EnvSpec, Evaluation, RolloutData, default_engine
+from wmact.data import EnvSpec, Evaluation, RolloutData, Variant, default_engine
 from wmact.engines import Completion, TransformersEngine, VLLMEngine
 from wmact.ppo import PPO
 from wmact.rollout import Limits
@@ -186,7 +186,7 @@ def test_the_state_is_plain_and_goes_on(model: str, tmp_path: Path) -> None:
 
 def test_each_batch_is_played_when_it_is_trained(model: str, tmp_path: Path) -> None:
     """A prefetched one would be played with the weights before; the version of the weights says so."""
-    run = Run(model, tmp_path, epochs=3, val={"doors": DOORS}, validation=Evaluation(levels=2, curve=(1,))).fit()
+    run = Run(model, tmp_path, epochs=3, val={"doors": Variant()}, validation=Evaluation(levels=2, curve=(1,))).fit()
     assert [batch.policy_version for batch in run.batches] == [0, 1, 2]
     assert [episodes[0].policy_version for episodes in run.episodes] == [0, 1, 2]
     assert len(run.data.train_dataloader()) == 1
@@ -229,7 +229,7 @@ def test_the_engine_where_none_is_asked_for(
         assert isinstance(engine, TransformersEngine)
         assert len(said) == 1
         assert "vLLM is not installed" in said[0]
-        assert "pip install 'wmact[cpu]'" in said[0]
+        assert "requirements-cpu.txt" in said[0]
 
 
 # Errors of environments
@@ -293,7 +293,7 @@ def test_evaluation_plays_as_long_as_any_figure_needs(
 
     monkeypatch.setattr(wmact.data, "play", spy)
     how = Evaluation(levels=4, samples=2, curve=curve)
-    run = Run(model, tmp_path, val={"one": DOORS, "two": DOORS}, validation=how, max_turns=max_turns)
+    run = Run(model, tmp_path, val={"one": Variant(), "two": Variant()}, validation=how, max_turns=max_turns)
     run.data.turn_budget = 1  # the annealed budget is a figure of the evaluation, not its limit
     run.trainer.validate(run.module, datamodule=run.data, verbose=False)
     assert budgets == [played, played]
@@ -302,7 +302,7 @@ def test_evaluation_plays_as_long_as_any_figure_needs(
 
 
 def test_evaluation_repeats_itself(model: str, tmp_path: Path) -> None:
-    run = Run(model, tmp_path, test={"doors": DOORS}, testing=Evaluation(levels=3, samples=2, curve=(1,)))
+    run = Run(model, tmp_path, test={"doors": Variant()}, testing=Evaluation(levels=3, samples=2, curve=(1,)))
     first, second = (run.trainer.predict(run.module, datamodule=run.data) for _ in range(2))
     assert first is not None
     assert second is not None
@@ -311,10 +311,29 @@ def test_evaluation_repeats_itself(model: str, tmp_path: Path) -> None:
 
 
 def test_more_levels_than_there_are(model: str, tmp_path: Path) -> None:
-    few = EnvSpec(DOORS.id, {"levels": 5})
-    run = Run(model, tmp_path, val={"few": few}, validation=Evaluation(levels=6, curve=(1,)))
+    run = Run(model, tmp_path, val={"few": Variant(kwargs={"levels": 5})}, validation=Evaluation(levels=6, curve=(1,)))
     with pytest.raises(ValueError, match="evaluation of 6 levels: 'few' has 5"):
         run.trainer.validate(run.module, datamodule=run.data, verbose=False)
+
+
+def test_a_variant_says_what_differs() -> None:
+    env = EnvSpec("m:A-v0", {"size": 9, "split": "train"})
+    assert Variant().of(env) == env
+    assert Variant(kwargs={"split": "val"}).of(env) == EnvSpec("m:A-v0", {"size": 9, "split": "val"})
+    assert Variant("m:B-v0", {"hue": 1}).of(env) == EnvSpec("m:B-v0", {"hue": 1})
+
+
+@pytest.mark.parametrize(("epochs", "expected"), [(2, [0, 2]), (3, [0, 2, 3])])
+def test_the_trained_weights_are_evaluated_in_any_case(
+    model: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, epochs: int, expected: list[int]
+) -> None:
+    how = Evaluation(levels=2, curve=(1,))
+    run = Run(model, tmp_path, epochs=epochs, val={"doors": Variant()}, validation=how)
+    run.trainer.check_val_every_n_epoch = 2
+    seen, evaluate = [], run.data._evaluate
+    monkeypatch.setattr(run.data, "_evaluate", lambda *a: seen.append(run.module.global_step) or evaluate(*a))
+    run.fit()
+    assert seen == expected
 
 
 # The end

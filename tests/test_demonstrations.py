@@ -10,7 +10,7 @@ import pytest
 
 from wmact.chat import Chat
 from wmact.data import EnvSpec
-from wmact.demonstrations import BLOCKED, DemonstrationData, Manner, demonstrate, play_demonstration
+from wmact.demonstrations import BLOCKED, DemonstrationData, Manner, World, demonstrate, play_demonstration
 from wmact.nano import build_tokenizer
 from wmact.rollout import Limits, Task
 from wmact_envs.maze import MazeEnv, draw, list_cells, move, parse
@@ -96,7 +96,7 @@ def test_the_plan_goes_where_the_thought_ended_without_a_detour(level: int, mann
         thought_ends, position = position, env.state
         seen = [position]
         planned, impulsive = split(plan)
-        assert len(impulsive) in ((1, 2) if manner.impulse == 1 else (0, 1, 2))
+        assert len(impulsive) in ((1, 2) if manner.impulse == 1 or not planned else (0, 1, 2))
         for action, told in planned:
             after = move(walls, position, action)
             assert told == (BLOCKED if after == position else f"({after[0]},{after[1]})")
@@ -222,7 +222,8 @@ def test_a_demonstration_plays_on_from_where_it_was() -> None:
 def data(tiny_model: Path) -> Callable[..., DemonstrationData]:
     def build(**kwargs: Any) -> DemonstrationData:
         env = EnvSpec(kwargs={"layout": "cells", "size": 5})
-        made = DemonstrationData(batches=2, episodes_a_batch=3, model=str(tiny_model), env=env, max_turns=4, **kwargs)
+        kwargs = {"worlds": {"maze": World(env)}} | kwargs
+        made = DemonstrationData(batches=2, episodes_a_batch=3, model=str(tiny_model), max_turns=4, **kwargs)
         made.setup("fit")
         return made
 
@@ -259,3 +260,16 @@ def test_one_environment_serves_all_batches(
     list(made.train_dataloader())
     assert len(count) == 1
     assert [len(pool) for pool in made._pools.values()] == [1]  # and teardown closes it
+
+
+def test_worlds_take_turns(data: Callable[..., DemonstrationData]) -> None:
+    small, large = (EnvSpec(kwargs={"layout": "cells", "size": size}) for size in (5, 7))
+    made = data(worlds={"small": World(small), "large": World(large)})
+    list(made.train_dataloader())  # two batches of three
+    sizes = ["large" if "(5," in episode.observations[0] else "small" for episode in made.episodes]
+    assert sizes == ["large", "small", "large"]  # the batch before ended with the small one
+
+
+def test_no_worlds(tiny_model: Path) -> None:
+    with pytest.raises(ValueError, match="at least one environment"):
+        DemonstrationData(worlds={}, model=str(tiny_model))

@@ -10,7 +10,7 @@ import torch
 
 from wmact.callbacks import TurnAnnealing
 from wmact.data import EnvSpec, RolloutData
-from wmact.demonstrations import DemonstrationData
+from wmact.demonstrations import DemonstrationData, World
 from wmact.engines import TransformersEngine
 from wmact.models import load_tokenizer
 from wmact.nano import build_model, build_tokenizer
@@ -99,7 +99,7 @@ def test_the_warm_start_learns_to_speak(tmp_path: Path) -> None:
         batches=40,
         episodes_a_batch=8,
         model=start,
-        env=EnvSpec("wmact_envs:wmact/Maze-v0", {"layout": "cells"}),
+        worlds={"maze": World(EnvSpec("wmact_envs:wmact/Maze-v0", {"layout": "cells"}))},
         max_turns=3,
         tell_rules=False,
         limits=Limits(turn_tokens=128, episode_tokens=1024),

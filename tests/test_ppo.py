@@ -569,7 +569,7 @@ def test_evaluation_logs_each_variant_whatever_its_name(
     episodes = [make_episode((1, 2, 0.0), level=level) for level in range(4)]
     episodes[0].stop_reason = "solved"
     data = Fixed(episodes, lambda batch, epoch: batch)
-    data.test_dataloader = lambda: [Plays([Played(variant, episodes, 3, 2, (1, 3))])]  # type: ignore[method-assign]
+    data.test_dataloader = lambda: [Plays([Played(variant, episodes, 3, 2, (1, 3), {})])]  # type: ignore[method-assign]
     (figures,) = run.test(module, datamodule=data, verbose=False)
     assert figures[f"eval/{variant}/single_turn"] == 0.25
     assert figures[f"eval/{variant}/turn_budget"] == 2

@@ -337,9 +337,18 @@ class MazeEnv(TextEnv):
         """Return a shortest list of actions from the current cell."""
         return solve(self.maze, self.state)
 
+    def observe(self) -> str:
+        """Return the maze as `layout` has it."""
+        return (draw if self.layout == "grid" else list_cells)(self.maze, self.state)
+
     def place(self) -> str:
         """Return the current cell, as in "(1,2)"."""
-        return f"({self.state[0]},{self.state[1]})"
+        return _told(self.state)
+
+    def read_place(self, text: str) -> Cell | None:
+        """Return the cell written so, or None if it is no floor of this maze."""
+        floor: list[Cell] = [(r, c) for r, c in np.argwhere(~self.maze.walls).tolist()]
+        return next((cell for cell in floor if _told(cell) == text), None)
 
     def render(self) -> str | NDArray[np.uint8] | None:
         """Return the drawing ("ansi") or an image (n * 32, n * 32, 3) ("rgb_array")."""
@@ -365,8 +374,9 @@ class MazeEnv(TextEnv):
     def _solved(self) -> bool:
         return self.state == self.maze.goal
 
-    def _observe(self) -> str:
-        return (draw if self.layout == "grid" else list_cells)(self.maze, self.state)
+
+def _told(cell: Cell) -> str:
+    return f"({cell[0]},{cell[1]})"
 
 
 def observation_space(size: int, layout: str) -> Text:

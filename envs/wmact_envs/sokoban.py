@@ -298,10 +298,22 @@ class SokobanEnv(TextEnv):
         """
         return solve(self.room, self.state)
 
+    def observe(self) -> str:
+        """Return the warehouse as `layout` has it."""
+        return (draw if self.layout == "grid" else list_cells)(self.room, self.state)
+
     def place(self) -> str:
-        """Return the player's cell and then the boxes', as in "(2,3) (box) (2,4) (3,3)"."""
-        player, *boxes = (f"({r},{c})" for r, c in (self.state.player, *self.state.boxes))
-        return " ".join([player, "(box)", *boxes])
+        """Return the player's cell and then the boxes', as in "(2,3) (2,4) (3,3)"."""
+        return " ".join(f"({r},{c})" for r, c in (self.state.player, *self.state.boxes))
+
+    def read_place(self, text: str) -> State | None:
+        """Return the state of that player and those boxes, or None if they are too few, too many, or in each other."""
+        floor = {f"({r},{c})": (r, c) for r, c in np.argwhere(~self.room.walls).tolist()}
+        words = text.split(" ")
+        known = [floor[word] for word in dict.fromkeys(words) if word in floor]
+        if not len(known) == len(words) == 1 + len(self.state.boxes):
+            return None
+        return State(known[0], tuple(sorted(known[1:])))
 
     def render(self) -> str | NDArray[np.uint8] | None:
         """Return the drawing ("ansi") or an image (h * 32, w * 32, 3) ("rgb_array")."""
@@ -329,9 +341,6 @@ class SokobanEnv(TextEnv):
 
     def _deadlocked(self) -> bool:
         return deadlocked(self.room, self.state)
-
-    def _observe(self) -> str:
-        return (draw if self.layout == "grid" else list_cells)(self.room, self.state)
 
 
 def observation_space(shapes: Iterable[tuple[int, int, int]], layout: str) -> Text:

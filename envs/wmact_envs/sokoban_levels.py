@@ -121,8 +121,8 @@ def list_cells(level: Level, state: State) -> str:
 def parse(text: str, line: int = 1) -> Level:
     """Read one level in either notation: what `draw` wrote, or one of a level file.
 
-    The player's symbol decides the notation. Rows may be ragged and blanks may surround the level. What the player
-    cannot reach becomes wall, boxes that stand on a target there too.
+    It is taken for the notation that more of its symbols belong to. Rows may be ragged, and blanks may surround the
+    level. What the player cannot reach becomes wall, and so does a box there that stands on a target.
 
     Args:
         line: number of the first row, for the messages.
@@ -132,7 +132,7 @@ def parse(text: str, line: int = 1) -> Level:
     """
     rows = text.splitlines() or [""]
     lines = f"lines {line} to {line + len(rows) - 1}"
-    symbols = RAGEN if set("PS") & set(text) else XSB
+    symbols = max(RAGEN, XSB, key=lambda symbols: sum(map(text.count, symbols[2:])))
     meaning = dict.fromkeys(BLANK, 0) | dict(zip(symbols, CODES, strict=True))
     grid = np.zeros((len(rows) + 2, max(map(len, rows)) + 2), dtype=np.uint8)  # with a rim, which is outside
     for r, row in enumerate(rows):
@@ -154,7 +154,7 @@ def parse(text: str, line: int = 1) -> Level:
     grid = np.where(inside, grid, WALL)[frame]
     targets, boxes = _cells(grid & TARGET), _cells(grid & BOX)
     if len(boxes) != len(targets) or not boxes:
-        raise ValueError(f"{lines}: {len(boxes)} boxes and {len(targets)} targets: there must be as many, at least one")
+        raise ValueError(f"{lines}: boxes={len(boxes)}, targets={len(targets)}: there must be as many, at least one")
     return Level(grid == WALL, frozenset(targets), State(_cells(grid & PLAYER)[0], tuple(boxes)))
 
 

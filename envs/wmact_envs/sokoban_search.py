@@ -31,10 +31,10 @@ class Board(NamedTuple):
     away: dict[int, int]
     """Cell → pushes that bring a box from there to the nearest target if nothing else is in the way."""
     live: int
-    """The cells of `away`. A box that stands on any other is lost."""
-    lost_beside: int
-    lost_above: int
-    """Cells with lost neighbours, both, in the row and in the column: a push that way loses the box."""
+    """The cells of `away`. The rest of the floor is dead: a box that stands there is lost."""
+    dead_beside: int
+    dead_above: int
+    """Cells with dead floor on either side, in the row and in the column: a push that way loses the box."""
 
 
 class Push(NamedTuple):
@@ -94,8 +94,8 @@ def lay_out(walls: np.ndarray, targets: Iterable[Cell]) -> Board:
             pulled |= shifted(frontier, step) & shifted(floor, -step)
         frontier = pulled & floor & ~live
         live |= frontier
-    lost = floor & ~live
-    return Board(width, steps, floor, goals, away, live, lost << 1 & lost >> 1, lost << width & lost >> width)
+    dead = floor & ~live
+    return Board(width, steps, floor, goals, away, live, dead << 1 & dead >> 1, dead << width & dead >> width)
 
 
 @functools.lru_cache(maxsize=256)
@@ -115,19 +115,18 @@ def reach(board: Board, boxes: int, player: int) -> int:
 
 
 def lost(board: Board, boxes: int) -> bool:
-    """Tell whether some box can be seen never to reach a target: it stands on a dead cell, or nothing frees it.
+    """Tell whether some box can be seen never to reach a target.
 
-    A box is held in one direction by a wall or another held box on either side, or if a push either way loses it; held
-    in both directions it is there for good. To begin with all boxes count as held. Those that are not by what is held
-    are let go, until the rest holds itself: none of these can be the first to move.
+    A box is held in one direction by a wall or another held box on either side, or if a push either way takes it to a
+    dead cell; held in both directions it is there for good. To begin with all boxes count as held. Those that are not
+    by what is held are let go, until the rest holds itself: whichever of these is the first to move is lost. A box on a
+    dead cell is always held, since it cannot be pushed to any but dead ones.
     """
-    if boxes & ~board.live:
-        return True
     width, held = board.width, boxes
     while True:
         solid = ~board.floor | held
-        still = held & (solid << 1 | solid >> 1 | board.lost_beside)
-        still &= solid << width | solid >> width | board.lost_above
+        still = held & (solid << 1 | solid >> 1 | board.dead_beside)
+        still &= solid << width | solid >> width | board.dead_above
         if still == held:
             return bool(held & ~board.targets)
         held = still

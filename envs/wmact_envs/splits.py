@@ -1,7 +1,8 @@
 """Which split a level belongs to: a function of the level alone, the same for its eight rotations and reflections.
 
-A level is named by the sha256 of its canonical form, and that name decides the split. So no mirrored training level can
-come back as a test level, whoever draws it, from whatever seed.
+A level is named by the sha256 of its canonical form, and a name decides the split: that of the level, or of the part of
+it that must not be shared (Sokoban's walls and targets). So no mirrored training level can come back as a test level,
+whoever draws it, from whatever seed.
 """
 
 from __future__ import annotations

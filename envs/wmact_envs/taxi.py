@@ -335,10 +335,25 @@ class TaxiEnv(TextEnv):
         """Return a shortest list of actions from the current state."""
         return solve(self.ride)
 
+    def observe(self) -> str:
+        """Return what the last action did, if there was one, and the town as `layout` has it."""
+        if self.layout == "grid":
+            return f"{self._event}\n{draw(self.state)}" if self._event else draw(self.state)
+        return f"{self._event} {list_cells(self.state)}" if self._event else list_cells(self.state)
+
     def place(self) -> str:
         """Return the taxi's cell, as in "(1,2)", and the passenger's place, "(in)" or "(B)", once it is another one."""
         taxi, passenger, _ = self.ride
         return _written(taxi) + (f" ({passenger})" if passenger != self._origin else "")
+
+    def read_place(self, text: str) -> State | None:
+        """Return the state of that taxi and passenger, with the current destination, or None if there is none such."""
+        cell, _, passenger = text.partition(" ")
+        taxi = next((each for each in CELLS if _written(each) == cell), None)
+        where = passenger[1:-1] if passenger else self._origin
+        if taxi is None or where not in (*PADS, ABOARD) or (passenger and passenger != f"({where})"):
+            return None
+        return State(taxi, where, self.ride.destination)
 
     def render(self) -> str | NDArray[np.uint8] | None:
         """Return the drawing ("ansi") or an image (320, 320, 3) ("rgb_array")."""
@@ -371,11 +386,6 @@ class TaxiEnv(TextEnv):
 
     def _solved(self) -> bool:
         return self.state.passenger == self.state.destination
-
-    def _observe(self) -> str:
-        if self.layout == "grid":
-            return f"{self._event}\n{draw(self.state)}" if self._event else draw(self.state)
-        return f"{self._event} {list_cells(self.state)}" if self._event else list_cells(self.state)
 
 
 def observation_space(layout: str) -> Text:

@@ -18,9 +18,9 @@ ENDLESS = 2**32
 class TextEnv(gymnasium.Env[str, str]):
     """A puzzle told and played in words: one primitive action a `step`, text in and text out.
 
-    A subclass sets the attributes below and writes `_load`, `_act`, `_solved`, `_observe` and `solution`. The base
-    checks actions and options, draws level numbers and decides what was effective, so that this means the same in
-    every environment.
+    A subclass sets the attributes below and writes `_load`, `_act`, `_solved`, `observe`, `solution`, `place` and
+    `read_place`. The base checks actions and options, draws level numbers and decides what was effective, so that this
+    means the same in every environment.
 
     `info` of `reset` and `step` holds
         level: int, the number of the level within its split;
@@ -68,11 +68,19 @@ class TextEnv(gymnasium.Env[str, str]):
         """Return optimal actions from the current state ([] when solved), or None if it cannot be solved any more."""
         raise NotImplementedError
 
+    def observe(self) -> str:
+        """Describe `state` to the agent."""
+        raise NotImplementedError
+
     def place(self) -> str:
         """Tell `state` in the fewest words, as someone who simulates moves would note it.
 
         Every word is in parentheses, which make it a comment wherever it stands among actions.
         """
+        raise NotImplementedError
+
+    def read_place(self, text: str) -> Any | None:
+        """Return the state that `place` tells so, its pieces separated by single spaces, or None if there is none."""
         raise NotImplementedError
 
     def _load(self, number: int) -> tuple[str, int]:
@@ -91,10 +99,6 @@ class TextEnv(gymnasium.Env[str, str]):
         """Tell whether `state` can be seen, without a search, to be unsolvable. False, as by default, says nothing."""
         return False
 
-    def _observe(self) -> str:
-        """Describe `state` to the agent."""
-        raise NotImplementedError
-
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[str, dict[str, Any]]:
         """Start a level: number `options["level"]` of the split, or one drawn with the environment's own generator.
 
@@ -109,7 +113,7 @@ class TextEnv(gymnasium.Env[str, str]):
         level_id, optimal_length = self._load(number)
         self._level_info = {"level": number, "level_id": level_id, "optimal_length": optimal_length}
         self._running = True
-        return self._observe(), dict(self._level_info)
+        return self.observe(), dict(self._level_info)
 
     def step(self, action: str) -> tuple[str, float, bool, bool, dict[str, Any]]:
         """Take one action; return observation, reward, terminated, truncated (always False) and info.
@@ -133,7 +137,7 @@ class TextEnv(gymnasium.Env[str, str]):
             "success": success,
             "deadlock": self._deadlocked(),
         }
-        return self._observe(), reward, success, False, info
+        return self.observe(), reward, success, False, info
 
     def _level_option(self, options: dict[str, Any]) -> int | None:
         for key in options:

@@ -1,13 +1,14 @@
-"""Checkpoint files: written whole or not at all, and looked at before anything is changed by them.
+"""Checkpoint files: written whole or not at all, by one run at a time, and looked at before they change anything.
 
 Lightning writes to a temporary folder and moves the file, which is a copy where that is another filesystem: killed in
 the middle, it leaves half a checkpoint under the name of the last good one. It also holds the file in memory once more.
 """
 
+import fcntl
 import os
 import pickle
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import torch
 from lightning.fabric.plugins import TorchCheckpointIO
@@ -39,6 +40,22 @@ class AtomicCheckpointIO(TorchCheckpointIO):
             half.unlink(missing_ok=True)
             reason = error.strerror if isinstance(error, OSError) else " ".join(str(error).split())[:200]
             raise OSError(f"checkpoint {target} cannot be written ({reason}); the one before is intact") from error
+
+
+def lock(folder: Path) -> IO[str]:
+    """Hold a folder for this process, until the returned file is closed or the process ends in whatever way.
+
+    Raises:
+        OSError: another process has it.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    file = (folder / "lock").open("w")
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        file.close()
+        raise OSError(f"{folder} is being written by another process: wait for its end, or end it") from None
+    return file
 
 
 def check_checkpoint(path: str, model: LightningModule) -> None:

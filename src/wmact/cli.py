@@ -17,7 +17,7 @@ import signal
 import sys
 import warnings
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from jsonargparse import ArgumentError
 from lightning.fabric.plugins import TorchCheckpointIO
@@ -31,7 +31,7 @@ from transformers.utils.logging import disable_progress_bar
 
 from wmact.callbacks import TurnSchedule
 from wmact.callbacks.progress import eval_table
-from wmact.checkpoints import AtomicCheckpointIO, check_checkpoint
+from wmact.checkpoints import AtomicCheckpointIO, check_checkpoint, lock
 from wmact.commands import COMMANDS, HELP
 from wmact.data import RolloutData
 from wmact.loggers import open_run_folder, run_folder_of
@@ -47,18 +47,28 @@ BAD_INPUT = (ArgumentError, ValueError, OSError, ImportError, MisconfigurationEx
 
 
 class SaveConfig(SaveConfigCallback):
-    """Writes config.yaml, once it is clear that all processes have the same."""
+    """Write config.yaml; for a resumed run once it has got through an iteration: a vain attempt changes nothing."""
+
+    past_first = False
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Compare, then write."""
+        """Write it, but for a resumed run; if all processes have the same."""
         require_same({name: str(value) for name, value in self.config.items()})
-        super().setup(trainer, pl_module, stage)
+        if not (stage == "fit" and self.config.get("ckpt_path")):
+            super().setup(trainer, pl_module, stage)
+
+    def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *args: Any) -> None:
+        """Write it, once."""
+        if not self.past_first:  # Lightning's own mark is set in the first process only, and all of them must agree
+            self.past_first = True
+            super().setup(trainer, pl_module, "fit")
 
 
 class CLI(LightningCLI):
     """LightningCLI with the values that module and data must agree on linked, and one run folder for all loggers."""
 
     folder: Path | None = None
+    lock: IO[str] | None = None
 
     @staticmethod
     def subcommands() -> dict[str, set[str]]:
@@ -77,7 +87,12 @@ class CLI(LightningCLI):
         """Take no settings from a checkpoint: Lightning would let them silently beat those of the command line."""
 
     def _instantiate_trainer(self, config: dict[str, Any], callbacks: list[Any]) -> Trainer:
-        """Without an annealing there is none; Lightning would put a None among the callbacks."""
+        """Without an annealing there is none; Lightning would put a None among the callbacks.
+
+        And without a run folder no config.yaml is written; Lightning would write it where one happens to be.
+        """
+        if config.get("logger") is False:
+            self.save_config_callback = None
         return super()._instantiate_trainer(config, [callback for callback in callbacks if callback is not None])
 
     def after_instantiate_classes(self) -> None:
@@ -96,6 +111,8 @@ class CLI(LightningCLI):
         if self.subcommand is not None:
             self.folder = open_run_folder(self.trainer.loggers, ckpt_path if self.subcommand == "fit" else None)
         if self.folder and self.trainer.is_global_zero:
+            # Two runs in one folder would cut each other's episodes off.
+            self.lock = lock(self.folder) if self.subcommand == "fit" else None
             print(f"run folder {self.folder}", flush=True)
 
     def fit(self, model: LightningModule, **kwargs: Any) -> None:
@@ -105,6 +122,12 @@ class CLI(LightningCLI):
         except BaseException as error:
             error.add_note(self._way_on())
             raise
+        finally:
+            if self.lock:
+                self.lock.close()
+        if not self.model.trained:
+            epochs = self.trainer.max_epochs
+            rank_zero_only(print)(f"nothing to do: {epochs} iterations are done already; raise --trainer.max_epochs")
 
     def validate(self, model: LightningModule, **kwargs: Any) -> None:
         """Evaluate on the environments of `data.val`, and print a table."""

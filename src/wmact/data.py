@@ -7,7 +7,7 @@ whose iteration plays: Lightning prefetches from an unsized one, and episodes wo
 import importlib.util
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, TypeVar
@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from lightning.pytorch.utilities import rank_zero_only
 
-from wmact import rewards
+from wmact import protocol, rewards, world_model
 from wmact.chat import Chat
 from wmact.collate import collate
 from wmact.engines import Engine, EngineFailed, Request, TransformersEngine, VLLMEngine, generate
@@ -61,6 +61,23 @@ class EnvSpec:
 
 
 @dataclass(frozen=True)
+class Variant:
+    """An environment that is evaluated on, told by what sets it apart from the one that is trained on.
+
+    Args:
+        id: another environment, made with `kwargs` alone; null is the one that is trained on.
+        kwargs: arguments; without an id they are laid over those of the environment that is trained on.
+    """
+
+    id: str | None = None
+    kwargs: dict[str, Any] = field(default_factory=dict)
+
+    def of(self, env: EnvSpec) -> EnvSpec:
+        """Return this variant of the environment that is trained on."""
+        return EnvSpec(self.id, self.kwargs) if self.id else EnvSpec(env.id, env.kwargs | self.kwargs)
+
+
+@dataclass(frozen=True)
 class Evaluation:
     """How evaluation is played.
 
@@ -68,11 +85,14 @@ class Evaluation:
         levels: levels of each variant.
         samples: episodes a level; with more than one, pass@samples is reported.
         curve: turn budgets at which success is reported. All are read from one rollout with the largest.
+        world_model: ask the model about one transition of each level too, and check what its thoughts claim
+            (`world_model.py`). It needs environments of wmact_envs.
     """
 
     levels: int = 200
     samples: int = 1
     curve: tuple[int, ...] = (1, 2, 3, 5, 10)
+    world_model: bool = False
 
     def __post_init__(self) -> None:
         if self.levels < 1 or self.samples < 1:
@@ -100,8 +120,8 @@ class RolloutData(L.LightningDataModule):
     Args:
         model: the model that plays; set by the trainer's model.
         env: environment that is trained on.
-        val: environments of `validate` and of the evaluations during training, by name.
-        test: environments of `test`, by name.
+        val: variants for `validate` and for the evaluations during training, by name.
+        test: variants for `test`, by name.
         groups: levels a batch, of all processes together. Levels do not repeat within a batch.
         samples: episodes a level.
         max_turns: initial turn budget L_max (WMAct: 30); 1 is the entire-plan baseline.
@@ -125,8 +145,8 @@ class RolloutData(L.LightningDataModule):
         self,
         model: str = "nano",
         env: EnvSpec = EnvSpec(),
-        val: dict[str, EnvSpec] | None = None,
-        test: dict[str, EnvSpec] | None = None,
+        val: dict[str, Variant] | None = None,
+        test: dict[str, Variant] | None = None,
         groups: int = 32,
         samples: int = 8,
         max_turns: int = 30,
@@ -152,7 +172,8 @@ class RolloutData(L.LightningDataModule):
         if temperature <= 0:
             raise ValueError(f"data.temperature={temperature}: must be above 0; on-policy training needs sampling")
         self.model = model
-        self.env, self.val, self.test = env, val or {}, test or {}
+        self.env = env
+        self.val, self.test = ({name: v.of(env) for name, v in (some or {}).items()} for some in (val, test))
         self.groups, self.samples, self.max_turns = groups, samples, max_turns
         self.limits, self.temperature, self.tell_rules = limits, temperature, tell_rules
         self.rescale, self.step_penalty = rescale, step_penalty
@@ -269,7 +290,41 @@ class RolloutData(L.LightningDataModule):
         mine, samples = share(range(how.levels)), range(how.samples)
         tasks = [self._task(level, sample, EVALUATION) for level in mine for sample in samples]
         longest = max(self.max_turns, *how.curve)
-        return Played(variant, self._play(spec, tasks, longest), self.max_turns, self.turn_budget, how.curve)
+        episodes = self._play(spec, tasks, longest)
+        known: dict[str, tuple[float, float]] = {}
+        if how.world_model:
+            known = self._ask_about_the_world(spec, episodes, mine)
+        return Played(variant, episodes, self.max_turns, self.turn_budget, how.curve, known)
+
+    def _ask_about_the_world(
+        self, spec: EnvSpec, episodes: list[Episode], levels: Sequence[int]
+    ) -> dict[str, tuple[float, float]]:
+        env: Any = self._pool(spec, 1)[0].unwrapped
+        with together():
+            if not hasattr(env, "read_place"):
+                raise ValueError(
+                    f"world_model=True: {spec.id} has no places to ask about; set it to false, or take an environment "
+                    "of wmact_envs"
+                )
+            assert self._chat is not None
+            rules = protocol.instructions(env.rules, env.action_names, env.example_actions) if self.tell_rules else None
+            tally = world_model.read_thoughts(env, episodes)
+            asked = world_model.questions(env, levels)
+            prompts = [world_model.ask(self._chat, question, rules) for question in asked]
+        for question, reply in zip(asked, self._restarting(lambda: self._complete(prompts)), strict=True):
+            tally += world_model.mark(question, reply)
+        return world_model.figures(tally)
+
+    def _complete(self, prompts: list[list[int]]) -> list[str]:
+        """The likeliest continuations."""
+        assert self._chat is not None
+        engine = self._ready_engine(self._module(), temperature=0.0)
+        longest = max(map(len, prompts), default=0)
+        room = min(world_model.ANSWER_TOKENS, engine.max_model_len - longest)
+        if room < 1:
+            raise too_short(engine, longest)
+        completions = generate(engine, [Request(i, ids, room, 0) for i, ids in enumerate(prompts)])
+        return [self._chat.decode(completion.token_ids) for completion in completions]
 
     def _play(self, spec: EnvSpec, tasks: list[Task], max_turns: int) -> list[Episode]:
         return self._restarting(lambda: self._play_once(spec, tasks, max_turns))
@@ -330,14 +385,16 @@ class RolloutData(L.LightningDataModule):
         pool += [spec.make() for _ in range(size - len(pool))]
         return pool
 
-    def _ready_engine(self, module: AgentModule) -> Engine:
+    def _ready_engine(self, module: AgentModule, temperature: float | None = None) -> Engine:
         """The engine, started, with the module's current weights: the first act of every rollout."""
         assert self._chat is not None
         if self.engine is None:
             self.engine = default_engine(self.trust_remote_code)
         with together():
             self.engine.start(
-                resolve_model(self.model), stop_token_ids=self._chat.stop_token_ids, temperature=self.temperature
+                resolve_model(self.model),
+                stop_token_ids=self._chat.stop_token_ids,
+                temperature=self.temperature if temperature is None else temperature,
             )
         if self._loaded != module.global_step:
             weights = dict(module.weights())
@@ -425,7 +482,7 @@ def default_engine(trust_remote_code: bool = False) -> Engine:
     """vLLM where it is installed, else transformers, saying so in one line."""
     if importlib.util.find_spec("vllm"):
         return VLLMEngine(trust_remote_code=trust_remote_code)
-    way_out = "pip install 'wmact[cpu]' or 'wmact[gpu]'"
+    way_out = "pip install --no-deps -r requirements-cpu.txt, or -e '.[gpu]' where there is a GPU"
     rank_zero_only(print)(f"vLLM is not installed: playing with the transformers engine, more slowly ({way_out})")
     return TransformersEngine(trust_remote_code=trust_remote_code)
 

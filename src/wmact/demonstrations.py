@@ -1,10 +1,11 @@
 """Imperfect demonstrations for the warm start: an explorer that loses patience thinks aloud and acts.
 
-A thought simulates moves: where am I, where does this action take me, or is there a wall. The explorer goes into what
-it has not tried yet, sometimes into a wall or the wrong way, and turns back from dead ends; now and then it claims
-something false and corrects it ("no"). It could find any goal by thought alone, but it seldom has the patience: most
-thoughts stop after a few moves, and it acts on what it has. So a model learns from it *how to simulate*, which is
-right nearly always, and a habit of thinking too little, which is for reinforcement to break.
+A thought simulates moves: where am I, where does this action take me, or does nothing come of it ("(wall)"). The
+explorer goes into what it has not tried yet, sometimes into a wall or the wrong way, and turns back from dead ends;
+where there is no way back it says "stuck" and begins again. Now and then it claims something false and corrects it
+("no"). It could find any goal by thought alone, but it seldom has the patience: most thoughts stop after a few moves,
+and it acts on what it has. So a model learns from it *how to simulate*, which is right nearly always, and a habit of
+thinking too little, which is for reinforcement to break.
 
 Nothing here knows a particular environment: the environment's own copy is the simulator, and its words tell the state.
 """
@@ -18,13 +19,12 @@ import numpy as np
 
 from wmact.chat import Chat
 from wmact.collate import collate
-from wmact.data import RolloutData
+from wmact.data import EnvSpec, RolloutData
 from wmact.engines import Completion, Request
 from wmact.processes import share, together
 from wmact.rollout import Limits, Player, Task
 from wmact.types import Batch, Episode, RolloutInterrupted
-
-BLOCKED = "(wall)"
+from wmact.world_model import BLOCKED, RETRACTED, STUCK
 
 
 @dataclass(frozen=True)
@@ -37,10 +37,12 @@ class Manner:
         insight: chance that a move is an optimal one.
         memory: chance that any other move is chosen among the actions not tried yet from where it stands.
         notice: chance that any other move is chosen among the actions that change something.
+        retreat: chance that a thought that has spoilt the level, as far as can be seen without a search, begins again.
         slip: chance that a simulated move is first told wrongly and then corrected; 0 shows no reflection.
         careless: chance that a random action that turns out to be blocked stands before an action of the plan.
-        impulse: chance that one or two random actions, foreseen by no thought, follow the plan. Without them a model
-            learns to believe that it is where it meant to go, instead of reading where it is.
+        impulse: chance that one or two random actions, foreseen by no thought, follow the plan, as they always do if it
+            is empty. Without them a model learns to believe that it is where it meant to go, instead of reading where
+            it is.
         longest: most simulated moves of a thought.
     """
 
@@ -49,6 +51,7 @@ class Manner:
     insight: float = 0.25
     memory: float = 0.9
     notice: float = 0.8
+    retreat: float = 0.8
     slip: float = 0.02
     careless: float = 0.2
     impulse: float = 0.3
@@ -73,11 +76,14 @@ def demonstrate(env: Any, rng: np.random.Generator, manner: Manner) -> str:
         outcome = simulator.place() if info["effective"] else BLOCKED
         thought.append(action)
         if rng.random() < manner.slip:
-            thought += [before_place if outcome == BLOCKED else BLOCKED, "no"]
+            thought += [before_place if outcome == BLOCKED else BLOCKED, RETRACTED]
         thought.append(outcome)
         tried[before].append(action)
         if terminated:
             break
+        if info["deadlock"] and rng.random() < manner.retreat:
+            simulator = copy.copy(env)
+            thought += [STUCK, simulator.place()]
     plan = []
     actor = copy.copy(env)
     while actor.state != simulator.state:  # following the last exits leaves out every detour of the thought
@@ -88,7 +94,7 @@ def demonstrate(env: Any, rng: np.random.Generator, manner: Manner) -> str:
         action = next(a for a in reversed(tried[actor.state]) if copy.copy(actor).step(a)[-1]["effective"])
         actor.step(action)
         plan += [action, actor.place()]
-    if rng.random() < manner.impulse:
+    if not plan or rng.random() < manner.impulse:
         plan += rng.choice(env.action_names, size=rng.integers(1, 3)).tolist()
     return f"<think> {' '.join(thought)} </think> <action> {' '.join(plan)} </action>"
 
@@ -117,25 +123,46 @@ def play_demonstration(env: Any, task: Task, chat: Chat, limits: Limits, max_tur
     return player.episode
 
 
+@dataclass(frozen=True)
+class World:
+    """An environment that is demonstrated, and how.
+
+    Args:
+        env: the environment.
+        manner: how the demonstrator thinks and acts in it.
+    """
+
+    env: EnvSpec
+    manner: Manner = Manner()
+
+
 class DemonstrationData(RolloutData):
     """Batches of demonstrations for supervised training; evaluation is that of `RolloutData`.
 
     Args:
+        worlds: what is demonstrated, by name; every batch has episodes of each in turn.
         batches: batches an epoch.
         episodes_a_batch: demonstrated episodes a batch, of all processes together.
-        manner: how the demonstrator thinks and acts.
         rollout: everything else is passed on to `RolloutData`.
     """
 
     def __init__(
         self,
+        worlds: dict[str, World],
         batches: int = 100,
         episodes_a_batch: int = 32,
-        manner: Manner = Manner(),
         **rollout: Any,
     ) -> None:
-        super().__init__(**rollout)
-        self.batches, self.episodes_a_batch, self.manner = batches, episodes_a_batch, manner
+        if not worlds:
+            raise ValueError("data.worlds={}: give at least one environment to demonstrate")
+        super().__init__(env=next(iter(worlds.values())).env, **rollout)
+        self.worlds, self.batches, self.episodes_a_batch = worlds, batches, episodes_a_batch
+
+    def setup(self, stage: str) -> None:
+        """Check the demonstrated environments too."""
+        super().setup(stage)
+        for world in self.worlds.values():
+            world.env.make().close()
 
     def train_dataloader(self) -> "Demonstrations":  # type: ignore[override]
         """Fresh demonstrations of levels that come only once."""
@@ -144,20 +171,20 @@ class DemonstrationData(RolloutData):
 
     def demonstrated_batch(self) -> Batch:
         """The next levels of the sequence, played by the demonstrator."""
-        pool = self._pools.setdefault(repr(self.env), [])
-        if not pool:
-            pool.append(self.env.make())
+        assert self._chat is not None
+        worlds, episodes = list(self.worlds.values()), []
         first, self.cursor = self.cursor, self.cursor + self.episodes_a_batch
-        episodes = []
         with together():
             for number in share(range(first, self.cursor)):
                 if self._told_to_stop():
                     raise RolloutInterrupted
+                world = worlds[number % len(worlds)]
+                (env,) = self._pool(world.env, 1)[:1]
                 level, seed = np.random.SeedSequence([self.seed, number]).generate_state(2).tolist()
-                task = Task(level % 2**31, 0, seed)
+                level %= getattr(env.unwrapped, "num_levels", None) or 2**31
                 turns = 1 + seed % self.max_turns  # of all lengths: a board told again and again teaches little
-                assert self._chat is not None
-                episodes.append(play_demonstration(pool[0], task, self._chat, self.limits, turns, self.manner))
+                task = Task(level, 0, seed)
+                episodes.append(play_demonstration(env, task, self._chat, self.limits, turns, world.manner))
         self.episodes = episodes
         return collate(episodes)
 

@@ -9,6 +9,7 @@ import lightning as L
 import torch
 from lightning.pytorch.strategies import ParallelStrategy
 from torch import Tensor, nn
+from torchmetrics import MeanMetric
 
 from wmact import losses
 from wmact.metrics import EpisodeMetrics
@@ -35,12 +36,14 @@ class AgentModule(L.LightningModule):
         if max_mismatch_kl < 0:
             raise ValueError(f"max_mismatch_kl={max_mismatch_kl}: must not be negative")
         self.automatic_optimization = False
+        self.trained = False  # whether there was anything left to train
         self.max_grad_norm = max_grad_norm
         self.max_skipped = max_skipped
         self.max_mismatch_kl = max_mismatch_kl
         self.register_buffer("skipped", torch.zeros(2, dtype=torch.long))  # in a row, in all
         # By variant, made when its first episodes come. No ModuleDict: it refuses names such as "train" or "maze.11".
         self.evaluation: dict[str, EpisodeMetrics] = {}
+        self.world_model: dict[str, MeanMetric] = {}  # by variant/figure
 
     @property
     def settings(self) -> Any:
@@ -160,11 +163,21 @@ class AgentModule(L.LightningModule):
     # Evaluation: the data module plays, the metrics count.
 
     def on_train_start(self) -> None:
-        """Evaluate the start weights where validation is on: a curve without its first point says little."""
-        loop = self.trainer.fit_loop.epoch_loop
-        if self.trainer.current_epoch == 0 and self.trainer.enable_validation and not self.trainer.fast_dev_run:  # type: ignore[attr-defined]
+        """Evaluate the start weights: a curve without its first point says little."""
+        self.trained = True
+        if self.trainer.current_epoch == 0:
+            self._validate()
+
+    def on_train_end(self) -> None:
+        """Evaluate the trained weights, if the last iteration was not one to be evaluated."""
+        if self.trainer.current_epoch % (self.trainer.check_val_every_n_epoch or 1):
+            self._validate()
+
+    def _validate(self) -> None:
+        """Run a validation inside a fit, where validation is on."""
+        if self.trainer.enable_validation and not self.trainer.fast_dev_run:  # type: ignore[attr-defined]
             self.trainer.validating = True
-            loop.val_loop.run()
+            self.trainer.fit_loop.epoch_loop.val_loop.run()
             self.trainer.training = True
 
     def validation_step(self, played: Played, batch_idx: int, dataloader_idx: int = 0) -> None:
@@ -174,13 +187,18 @@ class AgentModule(L.LightningModule):
         metrics = self.evaluation[played.variant]
         metrics.turn_budget = played.turn_budget
         metrics.update(played.episodes)
+        for name, (summed, count) in played.world_model.items():
+            known = self.world_model.setdefault(f"{played.variant}/{name}", MeanMetric().to(self.device))
+            known.update(summed / max(count, 1), count)
 
     def on_validation_epoch_end(self) -> None:
         """Log `eval/<variant>/<figure>`, and forget the episodes."""
         for variant, metrics in self.evaluation.items():
             figures = {f"eval/{variant}/{name}": value for name, value in metrics.compute().items()}
             self.log_dict(figures, sync_dist=True)  # equal on all ranks already; Lightning warns without
-        self.evaluation = {}
+        known = {f"eval/world_model/{name}": float(metric.compute()) for name, metric in self.world_model.items()}
+        self.log_dict({name: value for name, value in known.items() if not math.isnan(value)}, sync_dist=True)
+        self.evaluation, self.world_model = {}, {}
 
     def test_step(self, played: Played, batch_idx: int, dataloader_idx: int = 0) -> None:
         """Count the episodes of one variant."""

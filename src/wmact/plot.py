@@ -60,7 +60,8 @@ def draw_success(axes: "Axes", curves: Mapping[str, Sequence[Curve]]) -> None:
     for name, colour in COLOURS.items():
         for steps, values in curves[name] if len(curves[name]) > 1 else []:
             axes.plot(steps, values, color=colour, alpha=0.3, lw=1)
-        axes.plot(*mean_curve(curves[name]), color=colour, lw=2, label=name.replace("_", "-"))
+        label = name.replace("_", "-")
+        axes.plot(*mean_curve(curves[name]), color=colour, lw=2, marker=".", label=label)  # one point makes no line
     axes.set(xlabel="training iteration", ylabel="success on held-out levels", ylim=(0, 1))
 
 

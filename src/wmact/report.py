@@ -39,6 +39,15 @@ TABLES = {
 SCHEDULES = ("tau_", "adaptive")
 """How the names of arms begin that differ from "wmact" in their schedule only."""
 
+KNOWN = {
+    "question_exact": "asked: next place right",
+    "question_effect": "asked: whether anything changes",
+    "thought_exact": "thought: next place right",
+    "thought_opening": "thought: begins where it is",
+    "thought_moves": "simulated moves a thought",
+}
+"""Figure of `world_model.py` → head of its column."""
+
 RESAMPLES, FLIPS = 2000, 10_000
 
 
@@ -90,7 +99,7 @@ def sign_flip(differences: Floats) -> float:
 # What the tables are made of
 
 
-class Tested:
+class Outcomes:
     """What one arm did on one variant. Levels are those that all its seeds were tested on.
 
     Args:
@@ -114,7 +123,7 @@ class Tested:
         budget = self.max_turns if budget is None else budget
         return ((self.solved_at > 0) & (self.solved_at <= budget)).mean(-1)
 
-    def paired(self, other: "Tested", budget: int | None = None) -> tuple[Floats, Floats]:
+    def paired(self, other: "Outcomes", budget: int | None = None) -> tuple[Floats, Floats]:
         """Return `success` of both on the levels that both have."""
         _, ours, theirs = np.intersect1d(self.levels, other.levels, return_indices=True)
         return self.success(budget)[:, ours], other.success(budget)[:, theirs]
@@ -146,7 +155,7 @@ class Part:
             if (row["arm"], row["seed"]) in finished:
                 outcomes[row["variant"]][row["arm"]].append(row)
         self.tests = {
-            variant: {arm: Tested(rows[arm], budgets[arm]) for arm in self.arms if arm in rows}
+            variant: {arm: Outcomes(rows[arm], budgets[arm]) for arm in self.arms if arm in rows}
             for variant, rows in outcomes.items()
         }
         self.curves: dict[str, dict[str, list[Row]]] = {arm: defaultdict(list) for arm in self.arms}
@@ -180,6 +189,7 @@ class Part:
         """Return the variant of the evaluations during training: "standard" where there is one, else the first."""
         rows = [row for of_arm in self.curves.values() for rows in of_arm.values() for row in rows]
         names = [name.split("/")[1] for row in rows for name in row if name.startswith("eval/")]
+        names = [name for name in names if name != "world_model"]
         return "standard" if "standard" in names else next(iter(names), None)
 
 
@@ -268,6 +278,19 @@ def actions_table(part: Part) -> list[str]:
             )
         rows.append(row)
     return table(["arm", *(head for variant in part.tests for head in (f"{variant}: actions", "N_eff/N"))], rows)
+
+
+def knowledge_table(part: Part) -> list[str]:
+    """Tabulate the world-model figures of the evaluations during training: before it, and at its end."""
+    variant, rows = part.shown_variant(), []
+    for arm in part.arms:
+        cells = []
+        for figure in KNOWN:
+            curves = [values for _, values in part.curve(arm, f"eval/world_model/{variant}/{figure}")]
+            ends = [float(np.mean([values[end] for values in curves])) for end in (0, -1)] if curves else []
+            cells.append(" → ".join(f"{end:.3g}" for end in ends))
+        rows += [[arm, *cells]] if any(cells) else []
+    return table(["arm", *KNOWN.values()], rows) if rows else []
 
 
 def time_table(part: Part) -> list[str]:
@@ -493,6 +516,9 @@ def sections(parts: Sequence[Part], figures: set[str]) -> Iterator[tuple[str, li
     picture = "![turn budget over training](budget.png)"
     yield "Turn budget", [picture, "", *by_variant(swept, schedule_table)]
     yield "Actions of an episode, within L_max", by_part(parts, actions_table)
+    knowing = [part for part in parts if knowledge_table(part)]
+    if knowing:
+        yield "World model: start → end of training, means over seeds", by_part(knowing, knowledge_table)
     yield "Time: means of an iteration, and of a run without its evaluations", by_part(parts, time_table)
     yield "Arms", by_part(parts, arms_table)
 

@@ -14,7 +14,7 @@ import io
 import os
 import re
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +29,7 @@ Row = dict[str, str]
 FILES = {"runs": "runs.csv", "outcomes": "outcomes.csv.gz", "curves": "curves.csv"}
 KEPT = re.compile(
     r"train/(success|turn_budget|turns_mean|effective_share|actions_mean)|performance/\w+"
-    r"|eval/[^/]+/(single_turn|multi_turn|current_budget|effective_share|actions_mean)"
+    r"|eval/[^/]+/(single_turn|multi_turn|current_budget|effective_share|actions_mean)|eval/world_model/.+"
 )
 """The metrics that curves.csv takes over."""
 
@@ -63,12 +63,16 @@ def read_results(folder: Path) -> Results:
 def write_results(folder: Path, results: Results) -> None:
     """Replace the three files. The one that says what is finished comes last, so that a kill leaves no half run."""
     folder.mkdir(parents=True, exist_ok=True)
-    for name in reversed([each.name for each in fields(results)]):
-        content = _csv(getattr(results, name)).encode()
-        path = folder / FILES[name]
-        half = path.with_name(path.name + ".half")
-        half.write_bytes(gzip.compress(content, mtime=0) if path.suffix == ".gz" else content)  # no date in the file
-        os.replace(half, path)
+    for name in reversed(FILES):
+        path, content = folder / FILES[name], _csv(getattr(results, name)).encode()
+        write_whole(path, gzip.compress(content, mtime=0) if path.suffix == ".gz" else content)  # no date in the file
+
+
+def write_whole(path: Path, content: bytes) -> None:
+    """Replace a file, whole or not at all."""
+    half = path.with_name(path.name + ".half")
+    half.write_bytes(content)
+    os.replace(half, path)
 
 
 def collect(arm: str, seed: int, trained: Path, tested: Path, facts: Row) -> Results:

@@ -88,6 +88,7 @@ class SFT(AgentModule):
 
     def on_train_end(self) -> None:
         """Write the model as a Hugging Face folder."""
+        super().on_train_end()
         lm = self.policy.lm
         once = dict(lm.named_parameters()) | dict(lm.named_buffers())  # not as often as they are tied
         weights = {name: whole(tensor) for name, tensor in lm.state_dict().items() if name in once}

@@ -11,7 +11,7 @@ killed: a run that was training loses at most its current iteration.
 
 import asyncio
 import contextlib
-import fcntl
+import functools
 import json
 import os
 import shlex
@@ -26,10 +26,11 @@ from typing import Any, TypeVar
 
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
+from wmact.checkpoints import lock
 from wmact.commands import CommandParser
 from wmact.plot import require_matplotlib
 from wmact.report import Part, write_report
-from wmact.results import Results, collect, read_results, write_results
+from wmact.results import Results, collect, read_results, write_results, write_whole
 from wmact.study_file import Study, fingerprint, read_study
 
 RUNS = Path("runs", "study")
@@ -53,17 +54,16 @@ class Run:
         """Of all attempts at this run and of its tests, each a version_N."""
         return RUNS / self.study.name / self.arm / f"seed_{self.seed}"
 
-    @property
+    @functools.cached_property
     def asked(self) -> dict[str, str]:
-        """What it is started with."""
+        """What it is started with, as it was when this was first looked at."""
         words = self.study.words(self.arm, self.seed)
         return {"words": shlex.join(words), "settings": fingerprint(words)}
 
     def trained(self) -> Path | None:
         """Return the folder of the training: the newest with a checkpoint to go on from, if there is one."""
-        return max(
-            (v for v in self._versions() if (v / "checkpoints" / "last.ckpt").is_file()), key=_number, default=None
-        )
+        saved = [version for version in self._versions() if (version / "checkpoints" / "last.ckpt").is_file()]
+        return max(saved, key=_number, default=None)
 
     def newest(self) -> Path:
         """Return the folder of the last command."""
@@ -93,9 +93,9 @@ class Run:
         Raises:
             ValueError: the words were others, or the files that they name.
         """
-        asked, note = self.asked, self.folder / "asked.json"
-        known = {where: results.run(self.arm, self.seed), self.folder: note.is_file() and json.loads(note.read_text())}
-        for place, before in known.items():
+        asked = self.asked
+        begun = json.loads((self.folder / "asked.json").read_text()) if self.trained() else None
+        for place, before in ((where, results.run(self.arm, self.seed)), (self.folder, begun)):
             if before and before["settings"] != asked["settings"]:
                 change = f"its words were {before['words']!r} and are now {asked['words']!r}"
                 if before["words"] == asked["words"]:
@@ -104,9 +104,15 @@ class Run:
                 raise ValueError(f"{self} was run with other settings: {change}; {way_out}")
 
     def note(self) -> None:
-        """Write down what it is started with."""
+        """Write down what it is started with.
+
+        Raises:
+            ValueError: meanwhile it would be another thing.
+        """
+        if fingerprint(self.study.words(self.arm, self.seed)) != self.asked["settings"]:
+            raise ValueError("a configuration file was changed since the study was started; restore it")
         self.folder.mkdir(parents=True, exist_ok=True)
-        (self.folder / "asked.json").write_text(json.dumps(self.asked))
+        write_whole(self.folder / "asked.json", json.dumps(self.asked).encode())
 
     def __str__(self) -> str:
         return f"{self.study.name} {self.arm} seed {self.seed}"
@@ -148,7 +154,8 @@ class Studies:
         missing = [run for run in self.runs if not self.results[run.study.name].run(run.arm, run.seed)]
         print(f"# {len(self.runs)} runs, {len(self.runs) - len(missing)} of them finished", flush=True)
         with contextlib.ExitStack() as stack:
-            self.locks = {name: stack.enter_context(_lock(RUNS / name)) for name in {r.study.name: 0 for r in missing}}
+            for name in dict.fromkeys(run.study.name for run in missing):
+                self.locks[name] = stack.enter_context(lock(RUNS / name)).fileno()
             async with asyncio.TaskGroup() as group:  # cancelled, it waits until every run has ended
                 tasks = [group.create_task(self._attempt(run, room)) for run in missing]
         return sum(not task.result() for task in tasks)
@@ -202,9 +209,10 @@ class Studies:
             await _end(process)
             raise
         if code:
-            lines = errors.read_text(errors="replace").split("\n")
-            last = next((line for line in reversed(lines) if line.strip()), f"see {told}")
-            raise subprocess.CalledProcessError(code, command, f"exit code {code}: {last.removeprefix('wmact: ')}")
+            lines = [line for line in errors.read_text(errors="replace").splitlines() if line.strip()]
+            ours = [line.removeprefix("wmact: ") for line in lines if line.startswith("wmact: ")]  # libraries may go on
+            reason = [f"see {told}", *lines[-1:], *ours[-1:]][-1]
+            raise subprocess.CalledProcessError(code, command, f"exit code {code}: {reason}")
 
 
 async def _end(process: asyncio.subprocess.Process) -> None:
@@ -214,22 +222,6 @@ async def _end(process: asyncio.subprocess.Process) -> None:
             end()
             await asyncio.wait_for(process.wait(), PATIENCE)
             return
-
-
-@contextlib.contextmanager
-def _lock(folder: Path) -> Iterator[int]:
-    """Hold a study for this process and its children.
-
-    Raises:
-        OSError: another one has it.
-    """
-    folder.mkdir(parents=True, exist_ok=True)
-    with (folder / "lock").open("w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise OSError(f"{folder} is in use by another study, or by a run that outlived one: wait for it") from None
-        yield file.fileno()
 
 
 def heeding_signals(work: Coroutine[Any, Any, T]) -> T:
@@ -288,5 +280,5 @@ def main(args: Sequence[str]) -> None:
         words = [*map(str, options.files), "--results", str(options.results), "--report"]
         print(write_report(parts, options.results, shlex.join(["python", "-m", "wmact", "study", *words])), flush=True)
     if failed:
-        print(f"wmact: {failed} runs failed; the same command tries them again", file=sys.stderr, flush=True)
+        print(f"wmact: runs that failed: {failed}; the same command tries them again", file=sys.stderr, flush=True)
         sys.exit(1)

@@ -72,10 +72,12 @@ def read_study(path: Path) -> Study:
     content = read_yaml(path)
     parser = ArgumentParser(exit_on_error=False)
     parser.add_class_arguments(Study)
+    keys = ", ".join(key.name for key in fields(Study))
+    if not isinstance(content, dict):
+        raise ValueError(f"{path}: a study file is a mapping with the keys {keys}")
     try:
         return Study(**parser.parse_object(content).as_dict())
     except ArgumentError as error:
-        keys = ", ".join(key.name for key in fields(Study))
         raise ValueError(f"{path}: {reason(error)} (a study has the keys {keys})") from None
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from None

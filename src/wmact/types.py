@@ -105,6 +105,7 @@ class Played(NamedTuple):
     max_turns: int  # the initial L_max: "multi-turn"
     turn_budget: int  # the current L_max
     curve: tuple[int, ...]  # budgets of the success curve, ascending
+    world_model: dict[str, tuple[float, float]]  # figure → sum and count (`world_model.figures`); {}: not asked
 
 
 class Batch(NamedTuple):

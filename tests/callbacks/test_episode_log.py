@@ -130,7 +130,7 @@ def test_a_resumed_run_leaves_the_file_of_an_uninterrupted_one(
 def test_what_is_tested_is_written_with_its_variant(tmp_path: Path, make_episode: Callable[..., Episode]) -> None:
     log, trainer = EpisodeLog(), Trainer(accelerator="cpu", logger=CSVMetrics(str(tmp_path)))
     for variant, count in (("standard", 2), ("hard", 1)):
-        played = Played(variant, [make_episode(level=level) for level in range(count)], 5, 5, (1,))
+        played = Played(variant, [make_episode(level=level) for level in range(count)], 5, 5, (1,), {})
         log.on_test_batch_end(trainer, LightningModule(), None, played, 0)
     records = list(read_episodes(tmp_path / "wmact" / "version_0" / "episodes.jsonl"))
     assert [(r["variant"], r["level"]) for r in records] == [("standard", 0), ("standard", 1), ("hard", 0)]

@@ -519,7 +519,7 @@ def test_wrong_options_are_refused(options, error, message):
     with pytest.raises(error, match=message):
         env.reset(options=options)
     env.step("jump")  # and the episode goes on
-    assert env._observe() == before
+    assert env.observe() == before
 
 
 def test_render(monkeypatch):

@@ -533,11 +533,11 @@ def test_a_copy_is_a_simulator_of_its_own(env_id):
     env = gymnasium.make(f"wmact_envs:{env_id}").unwrapped
     for level in range(50):
         env.reset(seed=level, options={"level": level})
-        before = env.state, env._observe(), env.place()
+        before = env.state, env.observe(), env.place()
         simulator = copy.copy(env)
         actions = rng.choices(ACTIONS[:5], k=30)  # no dropoff, so that no episode ends
         simulated = [simulator.step(action) for action in actions]
-        assert (env.state, env._observe(), env.place()) == before
+        assert (env.state, env.observe(), env.place()) == before
         assert [env.step(action) for action in actions] == simulated  # the rain falls on both alike
 
 

@@ -81,7 +81,7 @@ class Doors(TextEnv):
     def _solved(self) -> bool:
         return self.state[1]
 
-    def _observe(self) -> str:
+    def observe(self) -> str:
         return f"goal {self.state[0]}"
 
 

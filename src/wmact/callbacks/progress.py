@@ -39,6 +39,16 @@ TABLE = {
 }
 """Row of the table of an evaluation → what stands in it; below them, success at every budget of the curve."""
 
+KNOWN = {
+    "asked: next place right": "{world_model/question_exact:.3f}",
+    "asked: changes anything": "{world_model/question_effect:.3f}",
+    "thought: next place right": "{world_model/thought_exact:.3f}",
+    "thought: changes anything": "{world_model/thought_effect:.3f}",
+    "thought: begins where it is": "{world_model/thought_opening:.3f}",
+    "thought: simulated moves": "{world_model/thought_moves:.1f}",
+}
+"""The last rows: figures of `world_model.py`."""
+
 
 class IterationProgress(ProgressBar):
     """A bar over iterations on a terminal, otherwise one line an iteration; and a line after every validation.
@@ -129,7 +139,9 @@ def progress_figures(metrics: Mapping[str, Any]) -> list[str]:
 
 def eval_line(iterations: int, metrics: Mapping[str, Any]) -> str:
     """Tell a validation after so many iterations in one line, variant by variant."""
-    variants = dict.fromkeys(name.split("/")[1] for name in metrics if name.startswith("eval/"))
+    variants = dict.fromkeys(
+        name.split("/")[1] for name in metrics if name.startswith("eval/") and "/world_model/" not in name
+    )
     line = f"evaluation after {iterations} iterations"
     for variant in variants:
         values = {text: metrics.get(f"eval/{variant}/{name}") for text, name in SHOWN_OF_EVAL.items()}
@@ -141,11 +153,14 @@ def eval_table(metrics: Mapping[str, Any]) -> str:
     """Tell a validation or test as a table with a column a variant; rows that no variant has are left out."""
     figures: dict[str, dict[str, float]] = {}
     for name, value in metrics.items():
-        if name.startswith("eval/"):
-            _, variant, figure = name.split("/", 2)
-            figures.setdefault(variant, {})[figure] = float(value)
+        area, _, rest = name.removeprefix("eval/").partition("/")
+        if name.startswith("eval/world_model/"):
+            area, _, rest = rest.partition("/")
+            figures.setdefault(area, {})[f"world_model/{rest}"] = float(value)
+        elif name.startswith("eval/"):
+            figures.setdefault(area, {})[rest] = float(value)
     curve = sorted({name for values in figures.values() for name in values if name.startswith("success_at/")})
-    rows = TABLE | {f"success within {int(name.split('/')[1])}": f"{{{name}:.3f}}" for name in curve}
+    rows = TABLE | {f"success within {int(name.split('/')[1])}": f"{{{name}:.3f}}" for name in curve} | KNOWN
     table = [["", *figures]]
     for row, text in rows.items():
         cells = [_filled(text, values) for values in figures.values()]

@@ -88,7 +88,8 @@ class VLLMEngine:
 
     def _load(self, source: str) -> None:
         if not importlib.util.find_spec("vllm"):
-            hint = "VLLMEngine needs vLLM: pip install 'wmact[cpu]', or 'wmact[gpu]' on a machine with a GPU"
+            way_out = "pip install --no-deps -r requirements-cpu.txt, or -e '.[gpu]' where there is a GPU"
+            hint = f"VLLMEngine needs vLLM: {way_out}"
             raise ModuleNotFoundError(hint, name="vllm")
         for name, value in ENVIRONMENT.items():
             os.environ.setdefault(name, value)
