@@ -252,7 +252,7 @@ def test_only_the_first_process_writes_but_for_episodes(doors: str, tmp_path: Pa
     files = {str(path.relative_to(run.path)) for path in run.path.rglob("*") if path.is_file()}
     (events,) = (name for name in files if "tfevents" in name)
     assert files - {events} == {
-        "config.yaml", "metrics.csv", "episodes.jsonl", "episodes.rank1.jsonl", "checkpoints/last.ckpt",
+        "lock", "config.yaml", "metrics.csv", "episodes.jsonl", "episodes.rank1.jsonl", "checkpoints/last.ckpt",
         "checkpoints/epoch=0-step=1.ckpt",
     }  # fmt: skip
     assert [path.name for path in run.path.parent.iterdir()] == ["version_0"]

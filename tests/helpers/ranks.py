@@ -189,7 +189,7 @@ def demonstrate(strategy: str, world_size: int, model: str, out: Path) -> None:
     import torch
 
     from wmact.data import EnvSpec
-    from wmact.demonstrations import DemonstrationData
+    from wmact.demonstrations import DemonstrationData, World
     from wmact.processes import place
     from wmact.rollout import Limits
     from wmact.sft import SFT
@@ -205,7 +205,7 @@ def demonstrate(strategy: str, world_size: int, model: str, out: Path) -> None:
         batches=3,
         episodes_a_batch=5,
         model=model,
-        env=EnvSpec(kwargs={"layout": "cells"}),
+        worlds={"maze": World(EnvSpec(kwargs={"layout": "cells"}))},
         max_turns=2,
         tell_rules=False,
         limits=Limits(turn_tokens=128, episode_tokens=400),
