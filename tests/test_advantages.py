@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from wmact.advantages import gae, group_relative, whiten
+from wmact.advantages import explained_variance, gae, group_relative, whiten
 from wmact.collate import collate
 from wmact.types import Episode
 
@@ -154,6 +154,34 @@ def test_whiten_of_equal_values_is_zero(value: float, size: int) -> None:
 def test_whiten_of_nothing() -> None:
     assert whiten(torch.tensor([1.0, math.nan]), torch.tensor([False, False])).tolist() == [0, 0]
     assert whiten(torch.zeros(0), torch.zeros(0, dtype=torch.bool)).shape == (0,)
+
+
+def test_explained_variance() -> None:
+    returns = torch.tensor([1.0, 3.0, 5.0, 99.0])
+    mask = torch.tensor([True, True, True, False])
+    # Var(returns) = 8/3. A critic that is right leaves nothing; one that knows the mean only leaves it all;
+    # errors -1, 1, 0 have variance 2/3: 1 - (2/3)/(8/3)
+    assert explained_variance(torch.tensor([0.0, 0.0, 0.0, 7.0]), returns, mask) == pytest.approx(1.0)
+    assert explained_variance(returns - 3, returns, mask) == pytest.approx(0.0)
+    assert explained_variance(torch.tensor([-1.0, 1.0, 0.0, 7.0]), returns, mask) == pytest.approx(0.75)
+
+
+def test_explained_variance_of_equal_returns_is_not_a_number() -> None:
+    # Divided by a clamped variance it was -346,938 for a batch in which every episode failed: a ruined plot.
+    everything = torch.ones(3, dtype=torch.bool)
+    assert math.isnan(explained_variance(torch.tensor([0.5, 0.1, 0.9]), torch.ones(3), everything))
+
+
+def test_a_share_is_whitened_with_the_moments_of_all() -> None:
+    # Here are 1 and 2, elsewhere 6: count 3, sum 9, so the mean is 3; squares 4 + 1 here and 9 there, as above
+    there = iter([[1.0, 6.0], [9.0]])
+    whitened = whiten(
+        torch.tensor([1.0, 2.0]),
+        torch.tensor([True, True]),
+        lambda here: [a + b for a, b in zip(here, next(there), strict=True)],
+    )
+    std = math.sqrt(14 / 3)
+    close(whitened, [-2 / std, -1 / std])
 
 
 def test_group_relative_by_hand() -> None:

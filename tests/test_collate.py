@@ -99,10 +99,24 @@ def test_an_episode_without_a_turn_holds_its_place(make_episode: Callable[..., E
 
 
 def test_nothing_to_train_on() -> None:
-    with pytest.raises(ValueError, match=r"^none of 1 episodes holds a sampled token: nothing to train on$"):
-        collate([Episode("env", 1, "1", 0, 0, 0, ids=[1, 2], logprobs=[0.0, 0.0])])
-    with pytest.raises(ValueError, match="none of 0 episodes"):
-        collate([])
+    """One token that is not sampled: with several processes one may have nothing, and goes along with the others."""
+    batch = collate([], policy_version=4)
+    assert (batch.ids_T.tolist(), batch.positions_T.tolist(), batch.starts_E.tolist()) == ([0], [0], [0, 1])
+    assert (batch.group_E.tolist(), batch.policy_version) == ([0], 4)
+    assert all(len(x) == 0 for name, x in batch._asdict().items() if name.endswith("_S"))
+    some = collate([Episode("env", 1, "1", 0, 0, 0, ids=[1, 2], logprobs=[0.0, 0.0])])
+    for name, x in batch._asdict().items():
+        if isinstance(x, torch.Tensor):
+            assert x.dtype == getattr(some, name).dtype, name
+
+
+def test_nothing_of_a_batch(make_episode: Callable[..., Episode]) -> None:
+    batch = collate([make_episode((3, 2, 1.0)), make_episode((1, 1, 0.0))], policy_version=4)
+    nothing = batch.nothing()
+    assert nothing.ids_T.tolist() == batch.ids_T[:1].tolist()
+    assert (nothing.starts_E.tolist(), nothing.positions_T.tolist(), nothing.policy_version) == ([0, 1], [0], 4)
+    assert all(len(x) == 0 for name, x in nothing._asdict().items() if name.endswith("_S"))
+    assert [part.num_tokens for part in nothing.split(8)] == [1]
 
 
 @pytest.mark.parametrize(("start", "end"), [(2, 2), (3, 2), (0, 2), (2, 4)])

@@ -267,6 +267,16 @@ def test_an_episode_with_an_error_is_kept_and_not_trained_on(model: str, tmp_pat
     assert len(run.batches[0].starts_E) - 1 == 32 - len(failed)
 
 
+def test_a_batch_of_nothing_but_errors(model: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def faulty(*_: Any, **__: Any) -> Any:
+        raise RuntimeError("no door at all")
+
+    run = Run(model, tmp_path, max_error_share=1.0)
+    monkeypatch.setattr(tiny_worlds.Doors, "reset", faulty)
+    with pytest.raises(ValueError, match=r"^none of 4 episodes holds a sampled token: nothing to train on$"):
+        run.fit()
+
+
 # Evaluation
 
 

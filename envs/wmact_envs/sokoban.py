@@ -96,8 +96,8 @@ def check(settings: Settings) -> None:
         )
     if max_pushes is not None and max_pushes < max(min_pushes, boxes):
         raise ValueError(
-            f"max_pushes={max_pushes}: levels take min_pushes={min_pushes} at least, and one for each of boxes={boxes}: "
-            "raise max_pushes, or lower these"
+            f"max_pushes={max_pushes}: levels take min_pushes={min_pushes} at least, and one for each of boxes={boxes}"
+            ": raise max_pushes, or lower these"
         )
 
 

@@ -5,8 +5,14 @@ environment wrote are no decisions, so the recursion steps from sampled token to
 length leave every advantage as it is.
 """
 
+import math
+from collections.abc import Callable, Sequence
+
 import torch
 from torch import Tensor
+
+Total = Callable[[Sequence[float]], Sequence[float]]
+"""Sums figures over all processes that hold a share of the batch; `list` where one holds it whole."""
 
 
 def gae(
@@ -38,19 +44,34 @@ def gae(
     return advantages_S, advantages_S + values_S
 
 
-def whiten(values_S: Tensor, mask_S: Tensor, eps: float = 1e-6) -> Tensor:
+def moments(values_S: Tensor, mask_S: Tensor, total: Total = list) -> tuple[float, float]:
+    """Mean and standard deviation of the masked entries, in double precision; 0 and 0 where there are none."""
+    kept = values_S[mask_S].cpu().double()
+    count, summed = total([float(kept.numel()), float(kept.sum())])
+    mean = summed / max(count, 1)
+    (squares,) = total([float(((kept - mean) ** 2).sum())])
+    return mean, math.sqrt(squares / max(count, 1))
+
+
+def whiten(values_S: Tensor, mask_S: Tensor, total: Total = list, eps: float = 1e-6) -> Tensor:
     """Shift and scale to mean 0 and standard deviation 1 over the masked entries; masked-out entries become 0.
 
-    All equal (a batch without any contrast) gives zeros, not noise blown up: a deviation below `eps` of the largest
-    value is rounding.
+    All equal (a batch without any contrast) gives zeros, not noise blown up: a deviation below `eps` of the values'
+    root mean square is rounding.
     """
-    kept = values_S[mask_S]
-    if kept.numel() == 0:
-        return torch.zeros_like(values_S)
-    mean, std = kept.mean(), kept.std(correction=0)
-    if std <= eps * kept.abs().max():
+    mean, std = moments(values_S, mask_S, total)
+    if std <= eps * math.hypot(mean, std):
         return torch.zeros_like(values_S)
     return torch.where(mask_S, (values_S - mean) / std, 0.0)
+
+
+def explained_variance(advantages_S: Tensor, returns_S: Tensor, mask_S: Tensor, total: Total = list) -> float:
+    """1 - Var(return - value) / Var(return): 1 is a perfect critic, 0 knows the mean only.
+
+    NaN when all returns are equal.
+    """
+    variance, left = (moments(values_S, mask_S, total)[1] ** 2 for values_S in (returns_S, advantages_S))
+    return 1 - left / variance if variance > 1e-8 else math.nan
 
 
 def group_relative(rewards_E: Tensor, group_E: Tensor, scale: bool = True, eps: float = 1e-6) -> Tensor:

@@ -86,6 +86,9 @@ def check_checkpoint(path: str, model: LightningModule) -> None:
     """
     checkpoint = read_checkpoint(path)
     weights = checkpoint["state_dict"]
+    before, now = (dict(each).get("critic") for each in (checkpoint.get("hyper_parameters", {}), model.hparams))
+    if before != now:
+        raise ValueError(f"ckpt_path={path!r} was trained with critic={before!r}, but model.critic={now!r}")
     ours = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
     theirs = {name: tuple(tensor.shape) for name, tensor in weights.items()}
     for name in [*ours, *theirs]:
@@ -95,7 +98,3 @@ def check_checkpoint(path: str, model: LightningModule) -> None:
                 f"ckpt_path={path!r} is of another model: {name} is {there} in the checkpoint and {here} in the model; "
                 "give it with the settings it was trained with, which are in the config.yaml of its run"
             )
-    # A shared critic has the same names and shapes as a separate one, and loading one as the other would mix them up.
-    before, now = (dict(each).get("critic") for each in (checkpoint.get("hyper_parameters", {}), model.hparams))
-    if before != now:
-        raise ValueError(f"ckpt_path={path!r} was trained with critic={before!r}, but model.critic={now!r}")

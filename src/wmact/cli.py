@@ -34,10 +34,11 @@ from wmact.callbacks.progress import eval_table
 from wmact.checkpoints import AtomicCheckpointIO, check_checkpoint, lock
 from wmact.commands import COMMANDS, HELP
 from wmact.data import RolloutData
-from wmact.loggers import open_run_folder
+from wmact.loggers import open_run_folder, run_folder_of
 from wmact.module import AgentModule
-from wmact.rollout import RolloutInterrupted
-from wmact.types import TrainingStopped
+from wmact.processes import place, require_same, tells
+from wmact.strategies import Signals, check_strategy, end_others_at_exit
+from wmact.types import RolloutInterrupted, TrainingStopped
 from wmact.view import printable
 
 USAGE, STOPPED, TERMINATED, INTERRUPTED = 2, 1, 128 + signal.SIGTERM, 128 + signal.SIGINT  # exit codes
@@ -51,7 +52,8 @@ class SaveConfig(SaveConfigCallback):
     past_first = False
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Write it, but for a resumed run."""
+        """Write it, but for a resumed run; if all processes have the same."""
+        require_same({name: str(value) for name, value in self.config.items()})
         if not (stage == "fit" and self.config.get("ckpt_path")):
             super().setup(trainer, pl_module, stage)
 
@@ -95,6 +97,9 @@ class CLI(LightningCLI):
 
     def after_instantiate_classes(self) -> None:
         """Look at the checkpoint before anything is written, then open one folder for all: that of a resumed run."""
+        check_strategy(self.trainer.strategy)
+        self.trainer._signal_connector = Signals(self.trainer)
+        end_others_at_exit(self.trainer.strategy)
         ckpt_path = self._get(self.config, "ckpt_path")
         if ckpt_path:
             check_checkpoint(ckpt_path, self.model)
@@ -136,9 +141,10 @@ class CLI(LightningCLI):
 
     def _way_on(self) -> str:
         last = Path(getattr(self.trainer.checkpoint_callback, "last_model_path", "") or "none")
-        if not self.folder or not last.is_file():
+        folder = run_folder_of(last) or self.folder  # other processes than the first do not know theirs
+        if not folder or not last.is_file():
             return "nothing was saved yet"
-        config, ckpt_path = (shlex.quote(str(path)) for path in (self.folder / "config.yaml", last))
+        config, ckpt_path = (shlex.quote(str(path)) for path in (folder / "config.yaml", last))
         return f"go on with: python -m wmact fit --config {config} --ckpt_path {ckpt_path}"
 
 
@@ -167,12 +173,8 @@ def main(args: list[str] | None = None) -> None:
     """
     if not os.environ.get("WMACT_DEBUG"):
         _quiet()
-    words = sys.argv[1:] if args is None else args
     try:
-        if words and words[0] in COMMANDS:
-            importlib.import_module(COMMANDS[words[0]].module).main(words[1:])
-        else:
-            build(args)
+        _run(args)
     except (RolloutInterrupted, SIGTERMException) as error:
         _leave("terminated", TERMINATED, error)
     except KeyboardInterrupt as error:
@@ -187,6 +189,22 @@ def main(args: list[str] | None = None) -> None:
         _leave(f"{reason(error)}; python -m wmact fit --config FILE --print_config shows all settings", USAGE)
     except BAD_INPUT as error:
         _leave(reason(error), USAGE)
+
+
+def _run(args: list[str] | None) -> None:
+    """Run the command. Of several processes, the one that is to tell an error raises it; the others end quietly."""
+    words = sys.argv[1:] if args is None else args
+    try:
+        if words and words[0] in COMMANDS:
+            importlib.import_module(COMMANDS[words[0]].module).main(words[1:])
+        else:
+            build(args)
+    except BaseException as error:
+        if not tells(error):
+            if place()[0] > 0:
+                sys.exit(0)  # at any other code Lightning kills the first process, whose code is the one that is seen
+            sys.stderr = open(os.devnull, "w")  # noqa: SIM115 (to the end)
+        raise
 
 
 def reason(error: BaseException) -> str:
@@ -214,6 +232,7 @@ def _quiet() -> None:
         "Checkpoint directory",
         "dirpath has changed",
         "sync_dist=True",
+        "returned a view tensor",
     ):
         warnings.filterwarnings("ignore", message=f".*{on_purpose}")
 

@@ -7,7 +7,7 @@ whose iteration plays: Lightning prefetches from an unsized one, and episodes wo
 import importlib.util
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, TypeVar
@@ -24,8 +24,9 @@ from wmact.collate import collate
 from wmact.engines import Engine, EngineFailed, Request, TransformersEngine, VLLMEngine, generate
 from wmact.models import load_tokenizer, resolve_model
 from wmact.module import AgentModule
-from wmact.rollout import Limits, RolloutInterrupted, Task, deadline, play
-from wmact.types import Batch, Episode, Played, TrainingStopped, Turn
+from wmact.processes import gather, largest, place, share, stop_all, together, told_to_stop, total
+from wmact.rollout import Limits, Task, deadline, play
+from wmact.types import Batch, Episode, Played, RolloutInterrupted, TrainingStopped, Turn
 
 T = TypeVar("T")
 TRAINING, EVALUATION = 0, 1  # mark the random streams, so that those of evaluation are never those of training
@@ -121,7 +122,7 @@ class RolloutData(L.LightningDataModule):
         env: environment that is trained on.
         val: variants for `validate` and for the evaluations during training, by name.
         test: variants for `test`, by name.
-        groups: levels a batch. Levels do not repeat within a batch.
+        groups: levels a batch, of all processes together. Levels do not repeat within a batch.
         samples: episodes a level.
         max_turns: initial turn budget L_max (WMAct: 30); 1 is the entire-plan baseline.
         limits: token and time limits.
@@ -130,7 +131,7 @@ class RolloutData(L.LightningDataModule):
         rescale: scale the outcome by the share of effective actions (WMAct's reward rescaling).
         step_penalty: taken off for every action (WMAct's comparison: 0.1, in place of annealing).
         engine: what generates; null takes vLLM where it is installed, else transformers.
-        concurrency: most episodes under way at once.
+        concurrency: most episodes under way at once, of one process.
         validation: how the evaluations during training are played.
         testing: how `test` and `predict` play.
         max_logprob_gap: after each weight load the engine's log-probabilities of a few sampled tokens are compared
@@ -200,6 +201,7 @@ class RolloutData(L.LightningDataModule):
 
     def train_dataloader(self) -> Plays:
         """One batch of fresh episodes, played when it is asked for."""
+        self._require_a_share("groups", self.groups)
         return Plays(self._training_batch)
 
     def val_dataloader(self) -> list[Plays]:
@@ -245,51 +247,70 @@ class RolloutData(L.LightningDataModule):
     def _variants(self, specs: dict[str, EnvSpec], how: Evaluation) -> list[Plays]:
         return [Plays(partial(self._evaluate, name, spec, how)) for name, spec in specs.items()]
 
+    def _require_a_share(self, name: str, number: int) -> None:
+        _, world_size = place()
+        with together():
+            if number < world_size:
+                raise ValueError(f"data.{name}={number}: each of the {world_size} processes needs at least one")
+
     def _training_batch(self) -> Batch:
-        module, trainer = self._module(), self._trainer()
-        version = module.global_step
-        levels = self._draw_levels()[trainer.global_rank :: trainer.world_size]
-        tasks = [self._task(level, sample, TRAINING, version) for level in levels for sample in range(self.samples)]
+        version = self._module().global_step
+        rank, _ = place()
+        with together():  # drawn by one process, lest a slow or faulty environment give each of them another list
+            levels = self._draw_levels() if rank == 0 else []
+        levels, self.cursor = gather((levels, self.cursor))[0]
+        samples = range(self.samples)
+        tasks = [self._task(level, sample, TRAINING, version) for level in share(levels) for sample in samples]
         started = time.perf_counter()
         self.episodes = self._play(self.env, tasks, self.turn_budget)
-        self.rollout_seconds = seconds = time.perf_counter() - started
+        (self.rollout_seconds,) = largest([time.perf_counter() - started])
         for episode in self.episodes:
             shaped = rewards.shape(episode, rescale=self.rescale, step_penalty=self.step_penalty)
             for turn, reward in zip(episode.turns, shaped, strict=True):
                 turn.reward = reward
-        sampled = sum(turn.end - turn.start for episode in self.episodes for turn in episode.turns)
+        (sampled,) = total([sum(turn.end - turn.start for e in self.episodes for turn in e.turns)])
+        seconds = self.rollout_seconds
         self.performance = {"rollout_seconds": seconds, "tokens_per_second": sampled / seconds}
         self._check_errors()
-        return collate([episode for episode in self.episodes if episode.error is None], version)
+        with together():
+            batch = collate([episode for episode in self.episodes if episode.error is None], version)
+        trained_on, played = total([len(batch.token_S), len(self.episodes)])
+        if not trained_on:
+            with together():
+                raise ValueError(f"none of {played} episodes holds a sampled token: nothing to train on")
+        return batch
 
     def _evaluate(self, variant: str, spec: EnvSpec, how: Evaluation) -> Played:
-        trainer = self._trainer()
-        there_are = getattr(self._pool(spec, 1)[0].unwrapped, "num_levels", None)
-        if there_are is not None and how.levels > there_are:
-            raise ValueError(f"evaluation of {how.levels} levels: {variant!r} has {there_are}; lower levels to that")
-        tasks = [self._task(level, sample, EVALUATION) for level in range(how.levels) for sample in range(how.samples)]
-        mine = [task for task in tasks if task.level % trainer.world_size == trainer.global_rank]
+        with together():
+            there_are = getattr(self._pool(spec, 1)[0].unwrapped, "num_levels", None)
+            if there_are is not None and how.levels > there_are:
+                raise ValueError(
+                    f"evaluation of {how.levels} levels: {variant!r} has {there_are}; lower levels to that"
+                )
+        mine, samples = share(range(how.levels)), range(how.samples)
+        tasks = [self._task(level, sample, EVALUATION) for level in mine for sample in samples]
         longest = max(self.max_turns, *how.curve)
-        episodes = self._play(spec, mine, longest)
+        episodes = self._play(spec, tasks, longest)
         known: dict[str, tuple[float, float]] = {}
         if how.world_model:
-            known = self._ask_about_the_world(spec, episodes, sorted({task.level for task in mine}))
+            known = self._ask_about_the_world(spec, episodes, mine)
         return Played(variant, episodes, self.max_turns, self.turn_budget, how.curve, known)
 
     def _ask_about_the_world(
-        self, spec: EnvSpec, episodes: list[Episode], levels: list[int]
+        self, spec: EnvSpec, episodes: list[Episode], levels: Sequence[int]
     ) -> dict[str, tuple[float, float]]:
         env: Any = self._pool(spec, 1)[0].unwrapped
-        if not hasattr(env, "read_place"):
-            raise ValueError(
-                f"world_model=True: {spec.id} has no places to ask about; set it to false, or take an environment of "
-                "wmact_envs"
-            )
-        assert self._chat is not None
-        rules = protocol.instructions(env.rules, env.action_names, env.example_actions) if self.tell_rules else None
-        tally = world_model.read_thoughts(env, episodes)
-        asked = world_model.questions(env, levels)
-        prompts = [world_model.ask(self._chat, question, rules) for question in asked]
+        with together():
+            if not hasattr(env, "read_place"):
+                raise ValueError(
+                    f"world_model=True: {spec.id} has no places to ask about; set it to false, or take an environment "
+                    "of wmact_envs"
+                )
+            assert self._chat is not None
+            rules = protocol.instructions(env.rules, env.action_names, env.example_actions) if self.tell_rules else None
+            tally = world_model.read_thoughts(env, episodes)
+            asked = world_model.questions(env, levels)
+            prompts = [world_model.ask(self._chat, question, rules) for question in asked]
         for question, reply in zip(asked, self._restarting(lambda: self._complete(prompts)), strict=True):
             tally += world_model.mark(question, reply)
         return world_model.figures(tally)
@@ -298,9 +319,10 @@ class RolloutData(L.LightningDataModule):
         """The likeliest continuations."""
         assert self._chat is not None
         engine = self._ready_engine(self._module(), temperature=0.0)
-        room = min(world_model.ANSWER_TOKENS, engine.max_model_len - max(map(len, prompts)))
+        longest = max(map(len, prompts), default=0)
+        room = min(world_model.ANSWER_TOKENS, engine.max_model_len - longest)
         if room < 1:
-            raise too_short(engine, max(map(len, prompts)))
+            raise too_short(engine, longest)
         completions = generate(engine, [Request(i, ids, room, 0) for i, ids in enumerate(prompts)])
         return [self._chat.decode(completion.token_ids) for completion in completions]
 
@@ -308,22 +330,34 @@ class RolloutData(L.LightningDataModule):
         return self._restarting(lambda: self._play_once(spec, tasks, max_turns))
 
     def _restarting(self, use_engine: Callable[[], T]) -> T:
-        """Do it; if the engine fails, start it anew, once, and do it again."""
-        try:
-            return use_engine()
-        except EngineFailed as error:
-            print(f"{error}; starting it anew, once, and playing this rollout again", flush=True)
-        assert self.engine is not None
-        self.engine.close()
-        self._loaded = -1  # the new engine has to be given the weights
-        try:
-            return use_engine()
-        except EngineFailed as error:
-            raise TrainingStopped(f"the engine failed again after a new start: {error}") from error
+        """Do it; if the engine of any process fails, start all of them anew, once, and do it again."""
+        for again in (False, True):
+            failure = ""
+            with together():
+                try:
+                    result = use_engine()
+                except EngineFailed as error:
+                    failure = str(error)
+                except Exception:
+                    stop_all()  # the others need not play theirs to the end
+                    raise
+            failures = [each for each in gather(failure) if each]
+            if not failures:
+                return result
+            if not again:
+                what_now = "starting it anew, once, and playing this rollout again"
+                rank_zero_only(print)(f"{failures[0]}; {what_now}", flush=True)
+                assert self.engine is not None
+                self.engine.close()
+                self._loaded = -1  # the new engine has to be given the weights
+        with together():
+            raise TrainingStopped(f"the engine failed again after a new start: {failures[0]}")
 
     def _play_once(self, spec: EnvSpec, tasks: list[Task], max_turns: int) -> list[Episode]:
         module, trainer = self._module(), self._trainer()
         engine = self._ready_engine(module)
+        if not tasks:
+            return []
         bar = getattr(trainer.progress_bar_callback, "rollout_progress", lambda done, total: None)
         assert self._chat is not None
         episodes = play(
@@ -336,11 +370,14 @@ class RolloutData(L.LightningDataModule):
             tell_rules=self.tell_rules,
             policy_version=module.global_step,
             progress=bar,
-            stop=lambda: trainer.received_sigterm,
+            stop=self._told_to_stop,
         )
         if episodes and all(episode.stop_reason == "context" and not episode.turns for episode in episodes):
             raise too_short(engine, min(len(episode.ids) for episode in episodes))
         return episodes
+
+    def _told_to_stop(self) -> bool:
+        return bool(self.trainer and self.trainer.received_sigterm) or told_to_stop()
 
     def _pool(self, spec: EnvSpec, size: int) -> list[gymnasium.Env[str, str]]:
         """The environments of a kind, at least so many."""
@@ -353,13 +390,16 @@ class RolloutData(L.LightningDataModule):
         assert self._chat is not None
         if self.engine is None:
             self.engine = default_engine(self.trust_remote_code)
-        self.engine.start(
-            resolve_model(self.model),
-            stop_token_ids=self._chat.stop_token_ids,
-            temperature=self.temperature if temperature is None else temperature,
-        )
+        with together():
+            self.engine.start(
+                resolve_model(self.model),
+                stop_token_ids=self._chat.stop_token_ids,
+                temperature=self.temperature if temperature is None else temperature,
+            )
         if self._loaded != module.global_step:
-            self.engine.load_weights(module.weights())
+            weights = dict(module.weights())
+            with together():
+                self.engine.load_weights(weights.items())
             self._verify(self.engine, module)
             self._loaded = module.global_step
         return self.engine
@@ -369,6 +409,18 @@ class RolloutData(L.LightningDataModule):
 
         The prompt is the same each time on purpose: an engine that kept the keys of older weights is found out too.
         """
+        with together():
+            batch = self._probes(engine, module.global_step)
+        gap_S = (module.score(batch).cpu() - batch.behaviour_logprobs_S).abs()
+        gap = float(gap_S.masked_fill(~batch.valid_S, float("nan")).mean())  # an engine without logprobs is no match
+        with together():
+            if not gap <= self.max_logprob_gap:
+                raise TrainingStopped(
+                    f"after loading the weights the engine's log-probabilities differ from the trainer's by {gap:.3g} "
+                    f"a token (data.max_logprob_gap={self.max_logprob_gap}): the engine does not hold these weights"
+                )
+
+    def _probes(self, engine: Engine, version: int) -> Batch:
         assert self._chat is not None
         prompt = self._chat.open("1 2 3 4 5 6 7 8 9 10 " * 8)
         if len(prompt) + 8 > engine.max_model_len:
@@ -376,31 +428,23 @@ class RolloutData(L.LightningDataModule):
         requests = [Request(i, list(prompt), 8, self.seed + i) for i in range(4)]
         probes = []
         for completion in generate(engine, requests):
-            probe = Episode("probe", completion.id, "probe", 0, 0, module.global_step)
+            probe = Episode("probe", completion.id, "probe", 0, 0, version)
             probe.ids = prompt + completion.token_ids
             probe.turns = [Turn(len(prompt), len(probe.ids), "", "valid")]
             probe.logprobs = [0.0] * len(prompt) + completion.logprobs
             probes.append(probe)
-        batch = collate(probes)
-        gap_S = (module.score(batch).cpu() - batch.behaviour_logprobs_S).abs()
-        gap = float(gap_S.masked_fill(~batch.valid_S, float("nan")).mean())  # an engine without logprobs is no match
-        if not gap <= self.max_logprob_gap:
-            raise TrainingStopped(
-                f"after loading the weights the engine's log-probabilities differ from the trainer's by {gap:.3g} a "
-                f"token (data.max_logprob_gap={self.max_logprob_gap}): the engine does not hold these weights"
-            )
+        return collate(probes)
 
     def _draw_levels(self) -> list[int]:
         """Numbers of the next levels of this seed's endless sequence, none twice by level_id."""
         probe: Any = self._pool(self.env, 1)[0]
-        trainer = self._trainer()
         seen: dict[str, int] = {}
         for _ in range(1000 * self.groups):
             level = int(np.random.SeedSequence([self.seed, self.cursor]).generate_state(1)[0])
             level %= getattr(probe.unwrapped, "num_levels", None) or 2**31
             self.cursor += 1
             try:
-                with deadline(self.limits.step_seconds, lambda: trainer.received_sigterm):
+                with deadline(self.limits.step_seconds, self._told_to_stop):
                     _, info = probe.reset(seed=level, options={"level": level})
             except RolloutInterrupted:
                 raise
@@ -417,9 +461,12 @@ class RolloutData(L.LightningDataModule):
 
     def _check_errors(self) -> None:
         errors = [episode.error.strip().splitlines()[-1] for episode in self.episodes if episode.error]
-        if len(errors) > self.max_error_share * len(self.episodes):
-            often = "; ".join(f"{count} × {line}" for line, count in Counter(errors).most_common(3))
-            raise TrainingStopped(f"{len(errors)} of {len(self.episodes)} episodes ended in an error: {often}")
+        (played,) = total([len(self.episodes)])
+        found = sum(gather(Counter(errors)), Counter())
+        if found.total() > self.max_error_share * played:
+            often = "; ".join(f"{count} × {line}" for line, count in found.most_common(3))
+            with together():
+                raise TrainingStopped(f"{found.total()} of {played} episodes ended in an error: {often}")
 
     def _trainer(self) -> L.Trainer:
         assert self.trainer is not None, "a rollout needs a trainer"

@@ -21,8 +21,9 @@ from wmact.chat import Chat
 from wmact.collate import collate
 from wmact.data import EnvSpec, RolloutData
 from wmact.engines import Completion, Request
+from wmact.processes import share, together
 from wmact.rollout import Limits, Player, Task
-from wmact.types import Batch, Episode
+from wmact.types import Batch, Episode, RolloutInterrupted
 from wmact.world_model import BLOCKED, RETRACTED, STUCK
 
 
@@ -141,7 +142,7 @@ class DemonstrationData(RolloutData):
     Args:
         worlds: what is demonstrated, by name; every batch has episodes of each in turn.
         batches: batches an epoch.
-        episodes_a_batch: demonstrated episodes a batch.
+        episodes_a_batch: demonstrated episodes a batch, of all processes together.
         rollout: everything else is passed on to `RolloutData`.
     """
 
@@ -165,21 +166,25 @@ class DemonstrationData(RolloutData):
 
     def train_dataloader(self) -> "Demonstrations":  # type: ignore[override]
         """Fresh demonstrations of levels that come only once."""
+        self._require_a_share("episodes_a_batch", self.episodes_a_batch)
         return Demonstrations(self)
 
     def demonstrated_batch(self) -> Batch:
         """The next levels of the sequence, played by the demonstrator."""
         assert self._chat is not None
         worlds, episodes = list(self.worlds.values()), []
-        for _ in range(self.episodes_a_batch):
-            world = worlds[self.cursor % len(worlds)]
-            (env,) = self._pool(world.env, 1)[:1]
-            level, seed = np.random.SeedSequence([self.seed, self.cursor]).generate_state(2).tolist()
-            level %= getattr(env.unwrapped, "num_levels", None) or 2**31
-            self.cursor += 1
-            turns = 1 + seed % self.max_turns  # of all lengths: a board told again and again teaches little
-            task = Task(level, 0, seed)
-            episodes.append(play_demonstration(env, task, self._chat, self.limits, turns, world.manner))
+        first, self.cursor = self.cursor, self.cursor + self.episodes_a_batch
+        with together():
+            for number in share(range(first, self.cursor)):
+                if self._told_to_stop():
+                    raise RolloutInterrupted
+                world = worlds[number % len(worlds)]
+                (env,) = self._pool(world.env, 1)[:1]
+                level, seed = np.random.SeedSequence([self.seed, number]).generate_state(2).tolist()
+                level %= getattr(env.unwrapped, "num_levels", None) or 2**31
+                turns = 1 + seed % self.max_turns  # of all lengths: a board told again and again teaches little
+                task = Task(level, 0, seed)
+                episodes.append(play_demonstration(env, task, self._chat, self.limits, turns, world.manner))
         self.episodes = episodes
         return collate(episodes)
 

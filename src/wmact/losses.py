@@ -110,12 +110,3 @@ def mismatch(logprobs_S: Tensor, behaviour_logprobs_S: Tensor, mask_S: Tensor, c
         "mismatch_kl": masked_mean(gap_S.exp() - gap_S - 1, mask_S, count),
         "mismatch_max": gap_S.abs().max() if len(gap_S) else gap_S.sum(),  # an episode without a turn has no token
     }
-
-
-def explained_variance(advantages_S: Tensor, returns_S: Tensor, mask_S: Tensor) -> Tensor:
-    """1 - Var(return - value) / Var(return): 1 is a perfect critic, 0 knows the mean only.
-
-    NaN when all returns are equal.
-    """
-    variance = returns_S[mask_S].var(correction=0)
-    return torch.where(variance > 1e-8, 1 - advantages_S[mask_S].var(correction=0) / variance, torch.nan)

@@ -13,6 +13,8 @@ from typing import Any
 import torch
 from safetensors import SafetensorError
 from torch import Tensor, nn
+from torch.distributed.device_mesh import DeviceMesh
+from torch.distributed.fsdp import FSDPModule, fully_shard, register_fsdp_forward_method
 from torch.nn.functional import scaled_dot_product_attention
 from torch.utils.checkpoint import checkpoint
 from transformers import (
@@ -164,6 +166,10 @@ class Policy(nn.Module):
         logprobs, entropies = zip(*parts, strict=True)
         return torch.cat(logprobs), torch.cat(entropies)
 
+    def hidden(self, batch: Batch) -> Tensor:
+        """Return (S, hidden): what `forward` predicts each sampled token from. For a critic that shares the trunk."""
+        return _hidden_before(self.lm.base_model, batch)
+
     def _score(self, hidden_SH: Tensor, targets_S: Tensor) -> tuple[Tensor, Tensor]:
         logits_SV = self.lm.get_output_embeddings()(hidden_SH).float()
         softcap = getattr(self.lm.config.get_text_config(), "final_logit_softcapping", None)
@@ -178,12 +184,15 @@ class Critic(nn.Module):
     """State values: a transformer trunk and a linear head that starts at zero.
 
     Args:
-        trunk: the network below the head; its own copy (WMAct's lineage), or the policy's trunk to share it.
+        trunk: the network below the head: its own copy (WMAct's lineage), or a policy, to share its trunk. That stays
+            the policy's: it is trained, saved and sharded as a part of it, and no part of the critic.
     """
 
     def __init__(self, trunk: nn.Module, hidden_size: int) -> None:
         super().__init__()
-        self.trunk = trunk
+        self._lender = (trunk,) if isinstance(trunk, Policy) else ()  # in a tuple it is no part of this module
+        if not self._lender:
+            self.trunk = trunk
         self.head = nn.Linear(hidden_size, 1)
         nn.init.zeros_(self.head.weight)
         nn.init.zeros_(self.head.bias)
@@ -201,7 +210,26 @@ class Critic(nn.Module):
 
     def forward(self, batch: Batch) -> Tensor:
         """Return (S,) float32: the value of the state in which each sampled token was about to be written."""
-        return self.head(_hidden_before(self.trunk, batch)).float()[:, 0]
+        hidden_SH = self._lender[0].hidden(batch) if self._lender else _hidden_before(self.trunk, batch)
+        return self.head(hidden_SH).float()[:, 0]
+
+
+def shard(network: Policy | Critic, mesh: DeviceMesh) -> None:
+    """Cut the weights of a network into shards (FSDP2): decoder layer by decoder layer, then what is left of it.
+
+    Between passes every parameter is a shard, the outermost ones too. Gradients are added up over processes, not
+    averaged, because a loss is divided by the tokens of all of them.
+    """
+    if isinstance(network, FSDPModule):
+        return
+    models = [module for module in network.modules() if isinstance(module, PreTrainedModel)]
+    layers = {name for model in models for name in model._no_split_modules or ()}
+    for part in [*(module for module in network.modules() if type(module).__name__ in layers), network]:
+        sharded = fully_shard(part, mesh=mesh, reshard_after_forward=True)
+        sharded.set_gradient_divide_factor(1)
+        sharded.set_force_sum_reduction_for_comms(True)
+    if isinstance(network, Policy):
+        register_fsdp_forward_method(network, "hidden")
 
 
 def _hidden_before(trunk: nn.Module, batch: Batch) -> Tensor:

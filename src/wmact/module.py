@@ -2,16 +2,19 @@
 
 import math
 from collections.abc import Iterator
+from contextlib import nullcontext
 from typing import Any
 
 import lightning as L
 import torch
+from lightning.pytorch.strategies import ParallelStrategy
 from torch import Tensor, nn
 from torchmetrics import MeanMetric
 
 from wmact import losses
 from wmact.metrics import EpisodeMetrics
-from wmact.models import Policy
+from wmact.models import Critic, Policy, shard
+from wmact.processes import largest, sum_gradients, together, total, whole
 from wmact.types import Batch, Played, TrainingStopped
 
 
@@ -47,14 +50,21 @@ class AgentModule(L.LightningModule):
         """The arguments of the constructor, by name; Lightning's `hparams`, which has no type."""
         return self.hparams
 
+    def configure_model(self) -> None:
+        """Cut the networks into shards, where the strategy does (`strategies.FSDP2`)."""
+        if self.device_mesh is not None:
+            for network in self.children():
+                if isinstance(network, Policy | Critic):
+                    shard(network, self.device_mesh["data_parallel"])
+
     def weights(self) -> Iterator[tuple[str, Tensor]]:
-        """The policy's parameters by their Hugging Face names, for an engine."""
+        """The policy's parameters by their Hugging Face names, for an engine; all processes must go through them."""
         for name, parameter in self.policy.lm.named_parameters():
-            yield name, parameter.detach()
+            yield name, whole(parameter.detach())
 
     @torch.no_grad()
     def score(self, batch: Batch) -> Tensor:
-        """(S,) log-probabilities of the sampled tokens under the current weights."""
+        """(S,) log-probabilities of the sampled tokens under the current weights; all processes must call it."""
         training = self.policy.training
         logprobs_S, _ = self.policy.eval()(batch.to_device(self.device))
         self.policy.train(training)
@@ -68,13 +78,29 @@ class AgentModule(L.LightningModule):
                 f"{self.global_step}: the engine was not given the current weights"
             )
 
+    def micro_batches(self, batch: Batch, minibatches: int = 1) -> list[list[Batch]]:
+        """Cut each minibatch into micro-batches of at most `token_budget` tokens, on every process into as many.
+
+        A process with fewer goes along with empty ones: with FSDP2 every pass of one is a pass of all.
+        """
+        with together():
+            parts = [part.split(self.settings.token_budget) for part in batch.minibatches(minibatches)]
+        most = largest([len(part) for part in parts])
+        return [part + [batch.nothing()] * int(number - len(part)) for part, number in zip(parts, most, strict=True)]
+
+    def manual_backward(self, loss: Tensor, *args: Any, **kwargs: Any) -> None:
+        """Backward pass of this process. DDP's sums expect every parameter in every pass: see `apply_gradients`."""
+        strategy = self.trainer.strategy
+        with strategy.block_backward_sync() if isinstance(strategy, ParallelStrategy) else nullcontext():
+            super().manual_backward(loss, *args, **kwargs)
+
     def require_match(self, logprobs: list[Tensor], micros: list[Batch], count: Tensor) -> None:
         """Log how far the trainer's log-probabilities are from the engine's, and stop before training on a gap.
 
         Args:
             logprobs: (S,) of each micro-batch, of the weights that played.
             micros: all micro-batches of the batch.
-            count: number of valid tokens of the batch.
+            count: number of valid tokens of the batch, of all processes.
 
         Raises:
             TrainingStopped: the mismatch is above `max_mismatch_kl`.
@@ -83,18 +109,21 @@ class AgentModule(L.LightningModule):
             losses.mismatch(logprobs_S, micro.behaviour_logprobs_S, micro.valid_S, count)
             for logprobs_S, micro in zip(logprobs, micros, strict=True)
         ]
-        kl = float(sum(stats["mismatch_kl"] for stats in found))
-        largest = max(float(stats["mismatch_max"]) for stats in found)
-        self.log_area("stability", {"mismatch_kl": kl, "mismatch_max": largest})
-        if not kl <= self.max_mismatch_kl:
-            raise TrainingStopped(
-                f"KL(engine ‖ trainer) on the sampled tokens is {kl:.3g}, above "
-                f"max_mismatch_kl={self.max_mismatch_kl}: the engine plays with other weights or another precision "
-                "than the trainer"
-            )
+        (kl,) = total([float(sum(stats["mismatch_kl"] for stats in found))])
+        (gap,) = largest([max(float(stats["mismatch_max"]) for stats in found)])
+        self.log_area("stability", {"mismatch_kl": kl, "mismatch_max": gap})
+        with together():
+            if not kl <= self.max_mismatch_kl:
+                raise TrainingStopped(
+                    f"KL(engine ‖ trainer) on the sampled tokens is {kl:.3g}, above "
+                    f"max_mismatch_kl={self.max_mismatch_kl}: the engine plays with other weights or another precision "
+                    "than the trainer"
+                )
 
     def apply_gradients(self) -> dict[str, float]:
         """Clip each parameter group by its own norm and step; with a non-finite gradient, skip the step and count it.
+
+        Gradients of all processes are added up before, so that all have the same and decide alike.
 
         Returns:
             The gradient norm of each group before clipping, and what was skipped.
@@ -104,8 +133,9 @@ class AgentModule(L.LightningModule):
         """
         optimizer = self.optimizers()
         assert isinstance(optimizer, L.pytorch.core.optimizer.LightningOptimizer)
+        sum_gradients(parameter for group in optimizer.param_groups for parameter in group["params"])
         norms = {
-            f"grad_norm/{group['name']}": float(nn.utils.clip_grad_norm_(group["params"], self.max_grad_norm))
+            f"grad_norm/{group['name']}": float(whole(nn.utils.clip_grad_norm_(group["params"], self.max_grad_norm)))
             for group in optimizer.param_groups
         }
         if all(map(math.isfinite, norms.values())):
@@ -114,11 +144,12 @@ class AgentModule(L.LightningModule):
         else:
             self.skipped += 1
         optimizer.zero_grad(set_to_none=True)
-        if self.skipped[0] >= self.max_skipped:
-            raise TrainingStopped(
-                f"{self.max_skipped} optimizer steps in a row had NaN or infinite gradients; the weights are those "
-                "before them: lower the learning rate or look at stability/ in TensorBoard"
-            )
+        with together():
+            if self.skipped[0] >= self.max_skipped:
+                raise TrainingStopped(
+                    f"{self.max_skipped} optimizer steps in a row had NaN or infinite gradients; the weights are those "
+                    "before them: lower the learning rate or look at stability/ in TensorBoard"
+                )
         return norms | {"skipped_steps": float(self.skipped[1])}
 
     def log_area(self, area: str, stats: dict[str, Any]) -> None:
@@ -156,9 +187,9 @@ class AgentModule(L.LightningModule):
         metrics = self.evaluation[played.variant]
         metrics.turn_budget = played.turn_budget
         metrics.update(played.episodes)
-        for name, (total, count) in played.world_model.items():
+        for name, (summed, count) in played.world_model.items():
             known = self.world_model.setdefault(f"{played.variant}/{name}", MeanMetric().to(self.device))
-            known.update(total / max(count, 1), count)
+            known.update(summed / max(count, 1), count)
 
     def on_validation_epoch_end(self) -> None:
         """Log `eval/<variant>/<figure>`, and forget the episodes."""

@@ -9,6 +9,8 @@ What differs from textbook PPO, and why:
 - The critic is fitted in the very pass that gives the advantages: its loss needs nothing of the policy. With several
   epochs it is fitted once an epoch, on the returns of the first pass.
 - Gradients of policy and critic are clipped each by its own norm, so that a critic far off cannot hold the policy back.
+- With several processes nothing of this changes: each goes through its own episodes, and counts, whitening, gradients
+  and figures are those of all (`total`). Only a minibatch is made of other episodes: a share of every process's.
 """
 
 import itertools
@@ -20,9 +22,10 @@ import torch
 from torch import Tensor
 
 from wmact import losses
-from wmact.advantages import gae, whiten
+from wmact.advantages import explained_variance, gae, whiten
 from wmact.models import Critic, Policy
 from wmact.module import AgentModule
+from wmact.processes import largest, total
 from wmact.types import Batch
 
 
@@ -48,7 +51,7 @@ class PPO(AgentModule):
         importance_cap: truncate importance weights π/π_engine at this value; null leaves them out.
         max_mismatch_kl: stop when KL(engine ‖ trainer) on the sampled tokens exceeds this: the engine holds other
             weights. float32 engines measure about 1e-9, bfloat16 ones about 1e-3.
-        token_budget: most tokens of a micro-batch; bounds memory, does not change the result.
+        token_budget: most tokens of a micro-batch, of one process; bounds memory, does not change the result.
         max_grad_norm: gradients are clipped to this norm, policy and critic apart.
         max_skipped: stop after this many steps in a row with non-finite gradients.
         temperature: of sampling; set by the data's temperature.
@@ -98,19 +101,16 @@ class PPO(AgentModule):
         if critic == "separate":
             self.critic = Critic.from_pretrained(model, gradient_checkpointing, trust_remote_code)
         else:
-            self.critic = Critic(self.policy.lm.base_model, self.policy.lm.config.get_text_config().hidden_size)
+            self.critic = Critic(self.policy, self.policy.lm.config.get_text_config().hidden_size)
         self.reference: Policy | None = None
         if kl_coef:
             self.reference = Policy(model, temperature, False, trust_remote_code).requires_grad_(False).eval()
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
         """One AdamW with a group for the policy and one for the critic (two optimizers would double global_step)."""
-        own = list(self.critic.parameters())
-        if self.settings.critic == "shared":
-            own = list(self.critic.head.parameters())
         groups = [
             {"name": "policy", "params": list(self.policy.parameters()), "lr": self.settings.lr},
-            {"name": "critic", "params": own, "lr": self.settings.critic_lr},
+            {"name": "critic", "params": list(self.critic.parameters()), "lr": self.settings.critic_lr},
         ]
         return torch.optim.AdamW(groups, betas=self.settings.betas, weight_decay=self.settings.weight_decay)
 
@@ -127,9 +127,11 @@ class PPO(AgentModule):
         self.require_version(batch)
         started = time.perf_counter()
         stats: dict[str, float] = defaultdict(float)
-        parts = [part.split(cfg.token_budget) for part in batch.minibatches(cfg.minibatches)]
+        norms: dict[str, float] = {}
+        parts = self.micro_batches(batch, cfg.minibatches)
         micros = list(itertools.chain.from_iterable(parts))
-        count = batch.valid_S.sum()
+        part_counts = torch.tensor(total([float(sum(micro.valid_S.sum() for micro in part)) for part in parts]))
+        count = part_counts.sum()
         strictly_on_policy = cfg.epochs * cfg.minibatches == 1
         old = None if strictly_on_policy else self.logprobs(self.policy, micros)
         if old is not None:  # before the first of several steps
@@ -151,12 +153,11 @@ class PPO(AgentModule):
                 self.manual_backward(value_loss)
                 accumulate(stats, {"value_loss": value_loss} | value_stats, 1 / cfg.epochs)
             if epoch == 0:
-                whitened = whiten(torch.cat(advantages), batch.valid_S).split([len(a) for a in advantages])
-            for minibatch in torch.arange(len(micros)).split([len(part) for part in parts]):
-                part = minibatch.tolist()
-                part_count = sum(micros[m].valid_S.sum() for m in part)
+                whitened = whiten(torch.cat(advantages), batch.valid_S, total).split([len(a) for a in advantages])
+            minibatches = torch.arange(len(micros)).split([len(part) for part in parts])
+            for minibatch, part_count in zip(minibatches, part_counts, strict=True):
                 share = float(part_count / count) / cfg.epochs  # of this minibatch in the figures that are logged
-                for m in part:
+                for m in minibatch.tolist():
                     micro = micros[m]
                     logprobs_S, entropy_S = self.policy(micro)
                     old_S = logprobs_S.detach() if old is None else old[m]
@@ -184,11 +185,13 @@ class PPO(AgentModule):
                     scored.append(old_S)
                 if old is None:
                     self.require_match(scored, micros, count)
-                stats |= self.apply_gradients()
-        explained = losses.explained_variance(torch.cat(advantages), torch.cat(returns), batch.valid_S)
-        masked = batch.valid_S.numel() - count
-        self.log_area("stability", stats | {"explained_variance": explained, "masked_tokens": masked})
-        self.log_area("performance", {"update_seconds": time.perf_counter() - started, "tokens": batch.num_tokens})
+                norms = self.apply_gradients()
+        figures = dict(zip(stats, total(list(stats.values())), strict=True)) | norms
+        explained = explained_variance(torch.cat(advantages), torch.cat(returns), batch.valid_S, total)
+        masked, tokens = total([float((~batch.valid_S).sum()), batch.num_tokens])
+        (seconds,) = largest([time.perf_counter() - started])
+        self.log_area("stability", figures | {"explained_variance": explained, "masked_tokens": masked})
+        self.log_area("performance", {"update_seconds": seconds, "tokens": tokens})
 
     @torch.no_grad()
     def logprobs(self, policy: Policy, micros: list[Batch]) -> list[Tensor]:

@@ -21,7 +21,7 @@ import numpy as np
 
 from wmact import protocol
 from wmact.engines import Completion, Request
-from wmact.types import Action, Episode, StopReason, Turn
+from wmact.types import Action, Episode, RolloutInterrupted, StopReason, Turn
 
 NO_ACTION = "Your answer held no readable action set. Write your actions between <action> and </action>.\n\n"
 
@@ -82,10 +82,6 @@ class Sampler(Protocol):
     @property
     def max_model_len(self) -> int:
         """Most ids of prompt and continuation together."""
-
-
-class RolloutInterrupted(Exception):
-    """The rollout was given up because the process is asked to stop; nothing of it was trained on."""
 
 
 class EnvironmentFault(Exception):

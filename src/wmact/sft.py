@@ -13,6 +13,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from wmact import losses
 from wmact.models import Policy, load_tokenizer, resolve_model
 from wmact.module import AgentModule
+from wmact.processes import total, whole
 from wmact.types import Batch
 
 
@@ -73,20 +74,25 @@ class SFT(AgentModule):
     def training_step(self, batch: Batch, batch_idx: int) -> None:
         """One optimizer step on a batch of demonstrations."""
         nll = 0.0
-        count = batch.valid_S.sum()
-        for micro in batch.split(self.settings.token_budget):
+        (count,) = total([float(batch.valid_S.sum())])
+        (micros,) = self.micro_batches(batch)
+        for micro in micros:
             logprobs_S, _ = self.policy(micro)
             loss, stats = losses.cross_entropy(logprobs_S, micro.valid_S, count)
             self.manual_backward(loss)
             nll += float(stats["nll"])
         self.log_area("stability", self.apply_gradients())
+        (nll,) = total([nll])
         self.log("train/nll", nll, on_step=True, on_epoch=False, prog_bar=True)
         self.lr_schedulers().step()  # type: ignore[union-attr]
 
     def on_train_end(self) -> None:
         """Write the model as a Hugging Face folder."""
         super().on_train_end()
+        lm = self.policy.lm
+        once = dict(lm.named_parameters()) | dict(lm.named_buffers())  # not as often as they are tied
+        weights = {name: whole(tensor) for name, tensor in lm.state_dict().items() if name in once}
         if self.trainer.is_global_zero and not self.trainer.fast_dev_run:  # type: ignore[attr-defined]
             folder = Path(self.settings.save_to or Path(self.trainer.log_dir or ".") / "model")
-            self.policy.lm.save_pretrained(folder)
+            lm.save_pretrained(folder, state_dict=weights)
             load_tokenizer(self.settings.model, self.settings.trust_remote_code).save_pretrained(folder)

@@ -22,6 +22,10 @@ class TrainingStopped(RuntimeError):
     """Training cannot go on; the message is one line that says why and what to do. The last checkpoint is good."""
 
 
+class RolloutInterrupted(Exception):
+    """The rollout was given up because the process is asked to stop; nothing of it was trained on."""
+
+
 @dataclass
 class Action:
     """One action of an action set. ``text`` is what the model wrote, ``kind`` what became of it."""
@@ -161,6 +165,12 @@ class Batch(NamedTuple):
             self.episodes(first, last)
             for first, last in itertools.pairwise(count * i // number for i in range(number + 1))
         ]
+
+    def nothing(self) -> "Batch":
+        """A batch of one token that is not sampled: it goes through the networks and counts for nothing."""
+        of_tokens = {name: x[:1] for name, x in self._asdict().items() if name in ("ids_T", "positions_T", "group_E")}
+        sampled = {name: x[:0] for name, x in self._asdict().items() if name.endswith("_S")}
+        return self._replace(starts_E=self.starts_E.new_tensor([0, 1]), **of_tokens, **sampled)
 
     def episodes(self, first: int, last: int) -> "Batch":
         """Episodes ``first`` to ``last`` (exclusive) as a batch of their own."""

@@ -7,12 +7,14 @@ How the paper's is read where it is silent:
 """
 
 from collections.abc import Sequence
+from functools import reduce
 from typing import Any, Literal, NamedTuple, get_args
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 
-from wmact.callbacks.common import at_least, log, over_processes, rollouts, share
+from wmact.callbacks.common import at_least, log, rollouts, share
 from wmact.metrics import wilson
+from wmact.processes import gather, total
 from wmact.types import Episode
 
 Rounding = Literal["floor", "nearest", "ceil"]
@@ -34,11 +36,9 @@ class TurnCount(NamedTuple):
         """Count two disjoint sets together."""
         return TurnCount(self.total + other.total, self.episodes + other.episodes, max(self.longest, other.longest))
 
-    def over_processes(self, trainer: Trainer) -> "TurnCount":
+    def over_processes(self) -> "TurnCount":
         """Count the episodes of all processes."""
-        total, episodes = over_processes(trainer, self[:2], "sum")
-        (longest,) = over_processes(trainer, self[2:], "max")
-        return TurnCount(int(total), int(episodes), int(longest))
+        return reduce(TurnCount.plus, gather(self))
 
     def next_budget(self, budget: int, rounding: Rounding = "floor", minimum: int = 1) -> int:
         """`next_turn_budget` of these episodes."""
@@ -72,7 +72,7 @@ class TurnSchedule(Callback):
         """Log this iteration's turns and set the budget of the next."""
         data = rollouts(trainer)
         episodes = [episode for episode in data.episodes if episode.error is None]
-        turns = TurnCount.of([len(episode.turns) for episode in episodes]).over_processes(trainer)
+        turns = TurnCount.of([len(episode.turns) for episode in episodes]).over_processes()
         log(pl_module, turn_metrics(turns, data.turn_budget))
         data.turn_budget = self.next_budget(trainer, episodes, turns, data.turn_budget)
 
@@ -149,8 +149,8 @@ class AdaptiveAnnealing(TurnSchedule):
     def next_budget(self, trainer: Trainer, episodes: Sequence[Episode], turns: TurnCount, budget: int) -> int:
         """Return the budget lowered by one once the last turn has proved superfluous."""
         solved_at = [len(episode.turns) for episode in episodes if episode.success]
-        sums = over_processes(trainer, [len(solved_at), solved_at.count(budget)], "sum")
-        return self.after(turns.episodes, int(sums[0]), int(sums[1]), budget)
+        solved, solved_last = total([len(solved_at), solved_at.count(budget)])
+        return self.after(turns.episodes, int(solved), int(solved_last), budget)
 
     def after(self, episodes: int, solved: int, solved_last: int, budget: int) -> int:
         """Count an iteration's episodes: those solved, and those of them that were solved in turn ``budget``."""

@@ -1,10 +1,9 @@
-"""What the callbacks share: the episodes of the iteration, sums over processes, and how a figure is logged."""
+"""What the callbacks share: the episodes of the iteration, and how a figure is logged."""
 
 import math
-from collections.abc import Mapping, Sequence
-from typing import Literal, Protocol, cast
+from collections.abc import Mapping
+from typing import Protocol, cast
 
-import torch
 from lightning.pytorch import LightningModule, Trainer
 
 from wmact.types import Episode
@@ -29,14 +28,6 @@ def rollouts(trainer: Trainer) -> Rollouts:
     if not hasattr(data, "episodes"):
         raise TypeError(f"{type(data).__name__} plays no episodes: this callback needs one that does, as RolloutData")
     return cast(Rollouts, data)
-
-
-def over_processes(trainer: Trainer, values: Sequence[float], op: Literal["sum", "max"]) -> list[float]:
-    """Return ``values`` summed, or their maxima, over all processes; all of them must call this."""
-    if trainer.world_size == 1:
-        return list(values)
-    tensor = torch.tensor(values, dtype=torch.float64, device=trainer.strategy.root_device)
-    return cast(list[float], trainer.strategy.reduce(tensor, reduce_op=op).tolist())
 
 
 def log(module: LightningModule, metrics: Mapping[str, float]) -> None:

@@ -1,5 +1,6 @@
 """Every episode on disk, as JSON lines, and a few of those of training as text in TensorBoard."""
 
+import itertools
 import json
 import math
 import os
@@ -12,6 +13,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from wmact import view
 from wmact.callbacks.common import at_least, rollouts
 from wmact.loggers import TensorBoard, run_folder
+from wmact.processes import place
 from wmact.types import Action, Episode, Played, Turn
 
 
@@ -23,6 +25,7 @@ class EpisodeLog(Callback):
 
     The file only grows, except that a resumed run, before its first new line, cuts off the iterations it plays again.
     With several processes each writes its own episodes: the first as above, the others ``episodes.rank1.jsonl``, ….
+    These stay, and are cut off likewise, when a run goes on with fewer processes.
     Nothing is written without a run folder (no logger, or fast_dev_run).
 
     Args:
@@ -45,7 +48,8 @@ class EpisodeLog(Callback):
         """Append this iteration's episodes."""
         iteration, self._cut, cut = trainer.current_epoch, False, self._cut
         if self._path and cut:
-            cut_episodes(self._path, iteration)
+            for path in logs_to_cut(self._path.parent):
+                cut_episodes(path, iteration)
         if self._path and iteration % self.every == 0:
             append_episodes(self._path, iteration, rollouts(trainer).episodes, token_ids=self.token_ids)
 
@@ -65,8 +69,19 @@ class EpisodeLog(Callback):
 def episode_log(trainer: Trainer) -> Path | None:
     """Return this process's episodes.jsonl, or None if the run has no folder; all processes must call it."""
     folder = run_folder(trainer)
-    rank = f".rank{trainer.global_rank}" if trainer.global_rank else ""
-    return folder / f"episodes{rank}.jsonl" if folder else None
+    return folder / log_name(place()[0]) if folder else None
+
+
+def log_name(rank: int) -> str:
+    """Return the name of a process's log."""
+    return f"episodes.rank{rank}.jsonl" if rank else "episodes.jsonl"
+
+
+def logs_to_cut(folder: Path) -> Iterator[Path]:
+    """Yield the logs that this process cuts off: its own, and its share of those of processes that are no more."""
+    rank, world_size = place()
+    logs = (folder / log_name(number) for number in itertools.count(rank, world_size))
+    return itertools.takewhile(Path.exists, logs)
 
 
 def episode_record(

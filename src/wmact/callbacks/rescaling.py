@@ -5,7 +5,8 @@ from typing import Any, get_args
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 
-from wmact.callbacks.common import log, over_processes, rollouts, share
+from wmact.callbacks.common import log, rollouts, share
+from wmact.processes import total
 from wmact.types import ActionKind, Episode, StopReason
 
 _KINDS = [f"actions/{kind}" for kind in get_args(ActionKind)]
@@ -70,4 +71,4 @@ class RewardRescalingLogger(Callback):
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *args: Any) -> None:
         """Log this iteration's figures."""
         sums = episode_sums(rollouts(trainer).episodes)
-        log(pl_module, episode_metrics(dict(zip(sums, over_processes(trainer, [*sums.values()], "sum"), strict=True))))
+        log(pl_module, episode_metrics(dict(zip(sums, total([*sums.values()]), strict=True))))

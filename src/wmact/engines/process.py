@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 
-INHERITED = ("LD_PRELOAD", "LOCAL_WORLD_SIZE")  # set by vLLM for its own children; those of others must not get them
+INHERITED = ("LD_PRELOAD", "LOCAL_WORLD_SIZE", "RANK", "LOCAL_RANK")  # set by or for vLLM, and for nobody else
 REPLACED: tuple[tuple[Any, str], ...] = (  # by vllm/v1/worker/cpu/shm.py, once, when imported, and by its CPUWorker
     (torch, "Event"),
     (torch, "set_num_threads"),

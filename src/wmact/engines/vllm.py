@@ -97,6 +97,7 @@ class VLLMEngine:
             raise RuntimeError("VLLM_ENABLE_V1_MULTIPROCESSING must be 0: weights are handed over within this process")
         logging.getLogger("vllm").setLevel(os.environ["VLLM_LOGGING_LEVEL"])  # vLLM does so only after its first words
         self._keep_group = torch.distributed.is_initialized()
+        self._one_of_several = self._keep_group and torch.distributed.get_world_size() > 1
         with guest(self._keep_group), preserve_rng(), preserve_environment(), warnings.catch_warnings():
             warnings.simplefilter("ignore", FutureWarning)  # it looks into every module, deprecated names too
             from transformers import AutoConfig, AutoModelForCausalLM
@@ -108,6 +109,9 @@ class VLLMEngine:
                 skeleton = AutoModelForCausalLM.from_config(config, trust_remote_code=self.trust_remote_code)
             if not torch.cuda.is_available():
                 _register(config.architectures or [])
+            if self._one_of_several:  # vLLM looks there for its place in the group and for the GPU to take
+                device = torch.cuda.current_device() if torch.cuda.is_available() else 0
+                os.environ |= {"RANK": str(torch.distributed.get_rank()), "LOCAL_RANK": str(device)}
             try:
                 llm = LLMEngine.from_engine_args(EngineArgs(**self._arguments(source, config)))
             except BaseException as error:
@@ -146,6 +150,7 @@ class VLLMEngine:
             "skip_tokenizer_init": True,
             "use_tqdm_on_load": False,
             "disable_log_stats": True,
+            "distributed_executor_backend": "external_launcher" if self._one_of_several else None,
             **self.extra,
         }
 

@@ -1,0 +1,69 @@
+"""Where Lightning's way with several processes does not suit a rollout that takes minutes, or a checkpoint of ours."""
+
+import atexit
+import subprocess
+import time
+from typing import Any
+
+from lightning.pytorch.strategies import DDPStrategy, ModelParallelStrategy, SingleDeviceStrategy, Strategy
+from lightning.pytorch.trainer.connectors.signal_connector import _SignalConnector
+
+from wmact.processes import several, stop_all
+
+GRACE = 10.0  # seconds that the other processes have to end after the first
+
+
+class FSDP2(ModelParallelStrategy):
+    """Weights, gradients and optimizer state cut into as many shards as there are processes.
+
+    A checkpoint is one file, as without shards: a run can go on with another number of processes, or with one.
+    """
+
+    def __init__(self) -> None:
+        super().__init__(save_distributed_checkpoint=False)
+
+    def setup_environment(self) -> None:
+        """Take all processes for the one dimension along which there are shards."""
+        self._data_parallel_size, self._tensor_parallel_size = self.num_nodes * self.num_processes, 1
+        super().setup_environment()
+
+
+class Signals(_SignalConnector):
+    """SIGTERM asks all processes to give up what they are playing, and they do so together.
+
+    Lightning's handler broadcasts it from within itself; where a process waits in another collective call, all hang.
+    """
+
+    def _sigterm_notifier_fn(self, *args: Any) -> None:
+        if several():
+            stop_all()
+        else:
+            super()._sigterm_notifier_fn(*args)
+
+
+def check_strategy(strategy: Strategy) -> None:
+    """Refuse what the training step was not written for.
+
+    Raises:
+        ValueError: it is such a strategy.
+    """
+    if not isinstance(strategy, SingleDeviceStrategy | DDPStrategy | FSDP2):
+        raise ValueError(
+            f"trainer.strategy is {type(strategy).__name__}: use ddp, or for weights in shards "
+            "--config configs/strategies/fsdp.yaml"
+        )
+
+
+def end_others_at_exit(strategy: Strategy) -> None:
+    """End the processes that Lightning has started for this one when it ends: an error may have left them waiting."""
+    if strategy.launcher is not None:
+        atexit.register(_end, strategy.launcher)
+
+
+def _end(launcher: Any) -> None:
+    until = time.monotonic() + GRACE
+    for process in getattr(launcher, "procs", ()):
+        try:
+            process.wait(max(until - time.monotonic(), 0))
+        except subprocess.TimeoutExpired:
+            process.kill()
