@@ -212,12 +212,12 @@ def rendered(tokenizer: PreTrainedTokenizerFast, *texts: str) -> list[int]:
 
 
 def test_nano_in_integers() -> None:
-    # <|user|> 3, <|assistant|> 4, <|end|> 5, <think> 6, </think> 7, <action> 8, </action> 9, up 15, down 16, you 25
+    # <|user|> 3, <|assistant|> 4, <|end|> 5, <think> 6, </think> 7, <action> 8, </action> 9, up 18, down 19, you 28
     chat = Chat(build_tokenizer())
-    assert chat.open("you up") == [3, 25, 15, 5, 4]
+    assert chat.open("you up") == [3, 28, 18, 5, 4]
     sampled = chat.encode("<think> down </think> <action> up </action>") + [chat.end_of_turn]
-    assert sampled == [6, 16, 7, 8, 15, 9, 5]
-    assert chat.reply_to("you down") == [3, 25, 16, 5, 4]  # the reply has ended already: no second 5
+    assert sampled == [6, 19, 7, 8, 18, 9, 5]
+    assert chat.reply_to("you down") == [3, 28, 19, 5, 4]  # the reply has ended already: no second 5
     assert chat.stop_token_ids == (5,)
     assert chat.decode(sampled) == "<think> down </think> <action> up </action>"
 
