@@ -49,7 +49,7 @@ class Chat:
         if not tokenizer.chat_template:
             raise ValueError(
                 f"the tokenizer {tokenizer.name_or_path!r} has no chat template: "
-                "use an instruction-tuned model, or put a chat_template.jinja into the model's folder"
+                "use an instruction-tuned model, or give a template: --model.chat_template FILE, or plain for ours"
             )
         self._tokenizer = tokenizer
         control = {i: token for i, token in backend.get_added_tokens_decoder().items() if _controls(token.content)}
