@@ -89,7 +89,9 @@ class Chat:
 
     def encode(self, text: str) -> list[int]:
         """Ids of a reply written in the model's place, such as a demonstration; control tokens in it are real."""
-        return list(self._tokenizer.encode(text, add_special_tokens=False))
+        # After a control token, as a reply is: where a text begins, some tokenizers add a space.
+        end = str(self._tokenizer.convert_ids_to_tokens(self.end_of_turn))
+        return list(self._tokenizer.encode(end + text, add_special_tokens=False))[1:]
 
     def decode(self, ids: list[int]) -> str:
         """A reply's text without special tokens, except tags such as ``<think>``."""
