@@ -63,7 +63,9 @@ def adapted(base: Base, lora: LoRA | None) -> Base:
     targets = _targets(base, lora.target_modules)
     shared = {id(parameter): parameter for parameter in base.parameters()}
     network = copy.deepcopy(base, shared).requires_grad_(False)
-    inject_adapter_in_model(LoraConfig(r=lora.r, lora_alpha=lora.alpha, target_modules=targets), network)
+    transposed = all(isinstance(base.get_submodule(name), Conv1D) for name in targets)  # GPT-2
+    config = LoraConfig(r=lora.r, lora_alpha=lora.alpha, target_modules=targets, fan_in_fan_out=transposed)
+    inject_adapter_in_model(config, network)
     return network
 
 
