@@ -21,6 +21,7 @@ from transformers import PreTrainedTokenizerFast
 
 from wmact import protocol
 from wmact.chat import Chat
+from wmact.models import TEMPLATES
 from wmact.nano import build_tokenizer
 
 sys.path.insert(0, str(Path(__file__).resolve().parent / "helpers"))
@@ -336,6 +337,19 @@ def test_appending_knows_no_past(build: Callable[[], PreTrainedTokenizerFast], t
 
 
 # Tokenizers that cannot be used
+
+
+@pytest.mark.parametrize("build", families.FAMILIES.values())
+def test_our_template_serves_models_without_one(build: Callable[[], PreTrainedTokenizerFast]) -> None:
+    tokenizer = build()
+    tokenizer.chat_template = TEMPLATES["plain"].read_text()
+    chat = Chat(tokenizer)
+    assert chat.stop_token_ids == (tokenizer.eos_token_id,)
+    ids = [*chat.open("go up"), *chat.encode(" up"), chat.end_of_turn, *chat.reply_to("left")]
+    begin, end = str(tokenizer.bos_token or ""), str(tokenizer.eos_token)
+    text = f"{begin}User: go up\n\nAssistant: up{end}\n\nUser: left\n\nAssistant:"
+    assert tokenizer.decode(ids, skip_special_tokens=False, clean_up_tokenization_spaces=False) == text
+    assert ids.count(tokenizer.bos_token_id) == bool(begin)
 
 
 def test_no_chat_template() -> None:

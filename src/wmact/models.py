@@ -97,9 +97,10 @@ def _one_line_errors(model: str, what: str) -> Iterator[None]:
         yield
     except (OSError, ValueError, ImportError, KeyError, RuntimeError, SafetensorError) as error:
         reason = " ".join(str(error).split())[:200]
+        there = "" if Path(model).is_dir() else f" (such as `hf download {model} --local-dir FOLDER` writes)"
         raise ValueError(
-            f"model={model!r}: {what} cannot be loaded; give a Hugging Face model folder, an id that the hub (or its "
-            f"local cache) has, or 'nano' ({reason})"
+            f"model={model!r}: {what} cannot be loaded; give a Hugging Face model folder{there}, an id that the hub "
+            f"(or its local cache) has, or 'nano' ({reason})"
         ) from error
 
 
