@@ -65,5 +65,5 @@ $(VENV)/.installed-cpu: requirements-cpu.txt pyproject.toml | $(BIN)/python
 	@touch $@
 
 $(VENV)/.installed-gpu: pyproject.toml | $(BIN)/python
-	$(PIP) install -q -e '.[gpu,dev,notebooks]'
+	$(PIP) install -q -e '.[gpu,dev,lora,notebooks]'
 	@touch $@

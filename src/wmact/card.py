@@ -134,6 +134,8 @@ def facts(exported: Exported) -> dict[str, str]:
         "algorithm": str(public(config["model"]["class_path"])),
         "base model": base_model(config["model"]["init_args"]["model"])[0],
     }
+    if lora := config["model"]["init_args"].get("lora"):
+        known["adapters"] = f"LoRA, rank {lora['r']}, alpha {lora['alpha']}, added to the weights"
     if "episodes_a_batch" in data:
         known["training"] = f"{steps:,} steps, each on {data['episodes_a_batch']} demonstrated episodes"
     else:

@@ -203,7 +203,7 @@ class VLLMEngine:
             raise RuntimeError(f"{len(self._in_flight)} requests are in flight; abort() them first")
         matched = match_weights(weights, self._skeleton)
         with self._call():
-            self._llm.collective_rpc("reload_weights", kwargs={"weights_iterator": iter(matched)})
+            self._llm.collective_rpc("reload_weights", kwargs={"weights_iterator": matched})
             if not torch.cuda.is_available():
                 self._llm.apply_model(_repack_output_layer)
             if not self._llm.reset_prefix_cache():
