@@ -119,7 +119,7 @@ def demonstrate(
     env: Any,
     rng: np.random.Generator,
     manner: Manner,
-    wording: Wording = Wording(),  # noqa: B008 (frozen)
+    wording: Wording = Wording(),
 ) -> str:
     """Return one reply for the environment's current state: a thought, and an action set that follows from it.
 
@@ -182,7 +182,7 @@ def play_demonstration(
     limits: Limits,
     max_turns: int,
     manner: Manner,
-    wording: Wording = Wording(),  # noqa: B008 (frozen)
+    wording: Wording = Wording(),
     tell_rules: bool = False,
 ) -> Episode:
     """Play one level with the demonstrator in the model's place; what it writes counts as sampled."""
