@@ -10,7 +10,7 @@ A CPU has no allocator that keeps count, so two figures are taken, each in a pro
 The measured step has one full micro-batch, and finds gradients of an earlier one, as a step of many micro-batches does.
 Gradients, weights and AdamW's two states are 16 bytes a parameter of policy and critic; activations grow with tokens
 and are what the token budget bounds. For a model as small as "nano" they are nearly everything, so the same is shown
-for a random model of 27 million parameters, with and without gradient checkpointing.
+for a random model of 27 million parameters, with and without gradient checkpointing; and for any other --model alone.
 """
 
 import json
@@ -99,17 +99,17 @@ def main() -> None:
     report = compare.Report(
         __doc__ or "", pairs=1, budgets="2048,4096,8192,16384", larger_budgets="2048", model="nano", precision="32-true"
     )
-    with tempfile.TemporaryDirectory() as folder:
+    with tempfile.TemporaryDirectory() as scratch:
         model, budgets, more = report.args.model, report.args.budgets, report.args.larger_budgets
         cases = [(model, model, False, budgets), (model, model, True, budgets)]
         if model == "nano":
-            larger = save_larger(folder)
+            larger = save_larger(scratch)
             cases[1:] = [("larger", larger, False, more), ("larger", larger, True, more)]
-        for name, model, checkpointing, budgets in cases:
-            for budget in map(int, filter(None, budgets.split(","))):
+        for name, folder, checkpointing, listed in cases:
+            for budget in map(int, filter(None, listed.split(","))):
                 case = f"{name}, {budget} tokens" + (", gradient checkpointing" if checkpointing else "")
                 for what in ("tensors", "resident"):
-                    found = in_new_process(model, budget, checkpointing, report.args.precision, what)
+                    found = in_new_process(folder, budget, checkpointing, report.args.precision, what)
                     note = f"{found['peak'] / 2**20:.0f} MiB ÷ {found['state'] / 2**20:.0f} MiB"
                     report.add(f"{case}: {what} ÷ state", found["peak"] / found["state"], note)
     report.finish()
