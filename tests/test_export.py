@@ -304,6 +304,11 @@ def test_a_run_without_evaluation_says_so(copy: Run) -> None:
             {"base_model": "Qwen/Qwen3-0.6B"},
             "The weights derive from Qwen/Qwen3-0.6B, whose licence",
         ),
+        (
+            "smollm2",
+            {"base_model": "HuggingFaceTB/SmolLM2-135M-Instruct"},
+            "The weights derive from HuggingFaceTB/SmolLM2-135M-Instruct, whose licence",
+        ),
     ],
 )
 def test_the_base_model_is_named(model: str, metadata: dict[str, str], licence: str, untied: Run) -> None:

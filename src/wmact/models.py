@@ -25,6 +25,7 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
+from wmact import smollm2
 from wmact.types import Batch
 
 LOGIT_BUDGET = 2**24  # entries of logits in memory at once: 64 MiB in float32
@@ -73,20 +74,23 @@ AttentionInterface.register("wmact_packed", packed_attention)
 
 
 def resolve_model(model: str) -> str:
-    """Return the folder of a bundled model ("nano") or a local folder, checked, or a hub id as it is.
+    """Return the folder of "nano" or "smollm2" or a local folder, checked, or a hub id as it is.
 
     Raises:
         ValueError: a path that does not exist, or a folder that holds no model.
+        ModuleNotFoundError, OSError: "smollm2" cannot be made here (`smollm2.py`).
     """
     if model in BUNDLED:
         return str(BUNDLED[model])
+    if model == "smollm2":
+        return smollm2.folder()
     path = Path(model).expanduser()
     if path.is_dir():
         if not (path / "config.json").is_file():
             raise ValueError(f"model={model!r}: the folder has no config.json; give a Hugging Face model folder")
         return str(path)
     if path.is_absolute() or model.startswith((".", "~")) or model.count("/") > 1:
-        raise ValueError(f"model={model!r}: no such folder; give a model folder, a hub id, or 'nano'")
+        raise ValueError(f"model={model!r}: no such folder; give a model folder, a hub id, 'nano' or 'smollm2'")
     return model
 
 
@@ -149,7 +153,7 @@ class Policy(nn.Module):
     """A causal language model that scores packed batches.
 
     Args:
-        model: folder, hub id, or "nano"; or a model that is there already, with attention "wmact_packed".
+        model: folder, hub id, "nano" or "smollm2"; or a model that is there already, with attention "wmact_packed".
         temperature: of the sampling whose distribution is scored.
         gradient_checkpointing: recompute activations in the backward pass; less memory, a third more compute.
     """

@@ -34,7 +34,7 @@ class PPO(AgentModule):
     """Proximal policy optimization of a language model on whole multi-turn episodes.
 
     Args:
-        model: folder of a Hugging Face causal language model, a hub id, or "nano" for the bundled one.
+        model: folder of a Hugging Face causal language model, a hub id, "nano" (bundled) or "smollm2" (`smollm2.py`).
         critic: "separate" network started from the policy's weights (the paper's lineage), or "shared": a value head
             on the policy's trunk, which saves memory but not compute.
         lr: learning rate of the policy.

@@ -22,7 +22,7 @@ class SFT(AgentModule):
     """Next-token training on the tokens of demonstrated replies.
 
     Args:
-        model: folder of a Hugging Face causal language model, a hub id, or "nano".
+        model: folder of a Hugging Face causal language model, a hub id, "nano" or "smollm2".
         from_scratch: start from random weights of the model's configuration.
         lr: peak learning rate; linear warm-up over 5 % of the steps, then cosine to zero.
         betas: AdamW's averaging coefficients.
