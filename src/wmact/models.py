@@ -14,11 +14,12 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh
-from torch.distributed.fsdp import FSDPModule, fully_shard, register_fsdp_forward_method
+from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard, register_fsdp_forward_method
 from torch.nn.functional import scaled_dot_product_attention
 from torch.utils.checkpoint import checkpoint
 from transformers import (
     AttentionInterface,
+    AutoConfig,
     AutoModelForCausalLM,
     AutoTokenizer,
     PreTrainedModel,
@@ -116,7 +117,14 @@ def load_tokenizer(model: str, trust_remote_code: bool = False) -> PreTrainedTok
 
 
 def _load(kind: Any, model: str, trust_remote_code: bool) -> PreTrainedModel:
+    """In training mode; on the meta device without weights, for which a folder with a config.json is enough."""
     folder = resolve_model(model)
+    if torch.get_default_device().type == "meta":
+        with _one_line_errors(model, "its configuration"):
+            config = AutoConfig.from_pretrained(folder, trust_remote_code=trust_remote_code)
+            return kind.from_config(
+                config, dtype=torch.float32, attn_implementation="wmact_packed", trust_remote_code=trust_remote_code
+            ).train()
     with _one_line_errors(model, "its weights"):
         loaded = kind.from_pretrained(
             folder,
@@ -214,18 +222,22 @@ class Critic(nn.Module):
         return self.head(hidden_SH).float()[:, 0]
 
 
-def shard(network: Policy | Critic, mesh: DeviceMesh) -> None:
+def shard(network: Policy | Critic, mesh: DeviceMesh, computes_in: torch.dtype | None = None) -> None:
     """Cut the weights of a network into shards (FSDP2): decoder layer by decoder layer, then what is left of it.
 
     Between passes every parameter is a shard, the outermost ones too. Gradients are added up over processes, not
     averaged, because a loss is divided by the tokens of all of them.
+
+    Args:
+        computes_in: weights are put together in this precision for a pass; their gradients are added up in their own.
     """
     if isinstance(network, FSDPModule):
         return
     models = [module for module in network.modules() if isinstance(module, PreTrainedModel)]
     layers = {name for model in models for name in model._no_split_modules or ()}
+    precision = MixedPrecisionPolicy(param_dtype=computes_in, reduce_dtype=computes_in and torch.float32)
     for part in [*(module for module in network.modules() if type(module).__name__ in layers), network]:
-        sharded = fully_shard(part, mesh=mesh, reshard_after_forward=True)
+        sharded = fully_shard(part, mesh=mesh, reshard_after_forward=True, mp_policy=precision)
         sharded.set_gradient_divide_factor(1)
         sharded.set_force_sum_reduction_for_comms(True)
     if isinstance(network, Policy):

@@ -53,9 +53,11 @@ class AgentModule(L.LightningModule):
     def configure_model(self) -> None:
         """Cut the networks into shards, where the strategy does (`strategies.FSDP2`)."""
         if self.device_mesh is not None:
+            # Lightning's autocast alone would gather float32 and keep a copy of every weight for the backward pass.
+            computes_in = torch.bfloat16 if self.trainer.precision == "bf16-mixed" else None
             for network in self.children():
                 if isinstance(network, Policy | Critic):
-                    shard(network, self.device_mesh["data_parallel"])
+                    shard(network, self.device_mesh["data_parallel"], computes_in)
 
     def weights(self) -> Iterator[tuple[str, Tensor]]:
         """The policy's parameters by their Hugging Face names, for an engine; all processes must go through them."""
