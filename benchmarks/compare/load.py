@@ -76,6 +76,10 @@ class Prescribed:
         """The engine's."""
         self.engine.abort()
 
+    def sleep(self) -> None:
+        """The engine's."""
+        self.engine.sleep()
+
     def close(self) -> None:
         """The engine's."""
         self.engine.close()
@@ -113,6 +117,9 @@ class RandomEngine:
     def abort(self) -> None:
         """Forget what is queued."""
         self.requests = []
+
+    def sleep(self) -> None:
+        """There is nothing to give back."""
 
     def close(self) -> None:
         """Nothing to close."""

@@ -367,8 +367,8 @@ class Training(NamedTuple):
 
     @property
     def peak(self) -> float:
-        """In an update."""
-        return self.state + self.gradients + self.whole + self.activations + self.logits
+        """In an update: in a pass, or in the step, for which AdamW makes as much as another copy of the gradients."""
+        return self.state + self.gradients + max(self.whole + self.activations + self.logits, self.gradients)
 
 
 def training_memory(run: Experiment) -> Training:
