@@ -84,7 +84,9 @@ def time_of_update(report: compare.Report, name: str, model: str) -> None:
     lengths = [(len(e.ids), sum(turn.end - turn.start for turn in e.turns)) for e in played]
     said: Any = sum(update_flops(host, sizes, Episodes(1, n - s, 0, 1, s)) for n, s in lengths)
     attention = sum(2 * 3 * 2 * sizes.layers * sizes.heads * sizes.head_dim * n**2 for n, _ in lengths)
-    report.add(f"{name}: FLOPs but attention's, estimate ÷ counted", (said - attention) / counted[0], f"{said:.3g} in all")
+    report.add(
+        f"{name}: FLOPs but attention's, estimate ÷ counted", (said - attention) / counted[0], f"{said:.3g} in all"
+    )
     speed = peak_flops()
     report.add(f"{name}: seconds of an update", compare.Spread.of(seconds))
     at_full_speed = said / speed

@@ -22,7 +22,6 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 from torch.autograd.graph import saved_tensors_hooks
-from transformers import PreTrainedModel
 
 from wmact import models, protocol
 from wmact.chat import Chat
@@ -31,7 +30,7 @@ from wmact.commands import CommandParser
 from wmact.data import EnvSpec, default_engine
 from wmact.engines import TransformersEngine, VLLMEngine
 from wmact.engines.base import context_length
-from wmact.models import LOGIT_BUDGET, Policy, load_tokenizer, resolve_model
+from wmact.models import LOGIT_BUDGET, Policy, decoder_layers, load_tokenizer, resolve_model
 from wmact.ppo import PPO
 from wmact.rollout import NO_ACTION
 from wmact.strategies import FSDP2
@@ -40,7 +39,7 @@ from wmact.types import Batch
 GIB = 2**30
 LEVELS = 8  # whose texts are read
 MARKUP = 16  # tokens that a chat template puts around a message, where there is no template to look at
-RESERVE = 5 * GIB  # of a GPU, for what is not counted: CUDA, NCCL, the engine's own activations and graphs, fragmentation
+RESERVE = 5 * GIB  # of a GPU, for what is not counted: CUDA, NCCL, the engine's own buffers, fragmentation
 BYTES = {"32-true": (4, 4), "bf16-mixed": (4, 2), "bf16-true": (2, 2)}
 """Precision of the trainer → bytes of a weight that is trained, and of one that computes."""
 DTYPES = {4: torch.float32, 2: torch.bfloat16}
@@ -165,8 +164,7 @@ def unsharded(network: nn.Module, itemsize: int) -> int:
     FSDP2 (`models.shard`) puts together what is outside of the decoder layers for the whole pass, and of the layers the
     one that computes and the next one.
     """
-    names = {n for module in network.modules() if isinstance(module, PreTrainedModel) for n in module._no_split_modules or ()}
-    layers = [count(module) for module in network.modules() if type(module).__name__ in names]
+    layers = [count(module) for module in decoder_layers(network)]
     return 2 * itemsize * (count(network) - sum(layers) + 2 * max(layers, default=0))
 
 
@@ -264,12 +262,13 @@ class Experiment:
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message="LightningCLI's args parameter")
             cli = build(["fit", *args], cli=Unweighed)
-        self.ppo, self.data, self.trainer = (cli._get(cli.config_init, key) for key in ("model", "data", "trainer"))
-        if not isinstance(self.ppo, PPO):
-            raise ValueError(f"estimate knows PPO, and model is {type(self.ppo).__name__}")
-        self.engine = self.data.engine or default_engine(self.data.trust_remote_code)
-        if not isinstance(self.engine, VLLMEngine | TransformersEngine):
-            raise ValueError(f"estimate knows VLLMEngine and TransformersEngine, and not {type(self.engine).__name__}")
+        ppo, self.data, self.trainer = (cli._get(cli.config_init, key) for key in ("model", "data", "trainer"))
+        if not isinstance(ppo, PPO):
+            raise ValueError(f"estimate knows PPO, and model is {type(ppo).__name__}")
+        engine = self.data.engine or default_engine(self.data.trust_remote_code)
+        if not isinstance(engine, VLLMEngine | TransformersEngine):
+            raise ValueError(f"estimate knows VLLMEngine and TransformersEngine, and not {type(engine).__name__}")
+        self.ppo, self.engine = ppo, engine
         self.on_gpu = self.trainer["accelerator"] != "cpu"
         self.precision = self.trainer["precision"] or "32-true"
         if self.precision not in BYTES:
@@ -280,7 +279,8 @@ class Experiment:
             raise ValueError(f"trainer.strategy is {strategy}: use ddp, or --config configs/strategies/fsdp.yaml")
         self.processes = self._processes()
         if self.data.groups < self.processes:
-            raise ValueError(f"data.groups={self.data.groups}: each of the {self.processes} processes needs at least one")
+            few = f"data.groups={self.data.groups}"
+            raise ValueError(f"{few}: each of the {self.processes} processes needs at least one")
         self.share = math.ceil(self.data.groups / self.processes) * self.data.samples
         self.config = self.ppo.policy.lm.config
         self.sizes = Sizes.of(self.config)
@@ -417,7 +417,7 @@ class Serving(NamedTuple):
 def engine_memory(run: Experiment, machine: Machine) -> Serving:
     """Of vLLM, whose cache is of a given size, or of `TransformersEngine`, whose cache grows as needed."""
     engine = run.engine
-    dtype = run.config.dtype or torch.float32 if engine.dtype == "auto" else getattr(torch, engine.dtype)
+    dtype: Any = (run.config.dtype or torch.float32) if engine.dtype == "auto" else getattr(torch, engine.dtype)
     weights = dtype.itemsize * count(run.ppo.policy.lm)
     if isinstance(engine, TransformersEngine):
         rows = min(engine.max_num_seqs, run.share)
@@ -452,9 +452,7 @@ class Estimate(NamedTuple):
         return self.training.peak + self.serving.during_update
 
 
-def estimate(
-    run: Experiment, machine: Machine, sampled: float | None = None, turns: float | None = None
-) -> Estimate:
+def estimate(run: Experiment, machine: Machine, sampled: float | None = None, turns: float | None = None) -> Estimate:
     """Tell what an experiment takes.
 
     Args:
@@ -532,18 +530,26 @@ def table(run: Experiment, machine: Machine, found: Estimate) -> str:
     rows: list[tuple[str, str, str]] = [
         ("parameters", "", ""),
         ("  policy", f"{count(ppo.policy):,}", ""),
-        ("  critic", f"{count(ppo.critic):,}", "a head on the policy's trunk" if ppo.settings.critic == "shared" else ""),
+        (
+            "  critic",
+            f"{count(ppo.critic):,}",
+            "a head on the policy's trunk" if ppo.settings.critic == "shared" else "",
+        ),
         *([("  reference", f"{count(ppo.reference):,}", "for the KL term")] if ppo.reference else []),
         ("memory of a device", gib(machine.memory), f"{run.processes} devices, {run.precision}"),
         ("  weights", gib(training.weights), cut),
         ("  gradients", gib(training.gradients), cut),
         ("  optimizer", gib(training.optimizer), f"AdamW, {cut}"),
-        ("  put together for a pass", gib(training.whole), "weights and gradients outside of layers, and of two layers"),
+        ("  put together for a pass", gib(training.whole), "weights and gradients of two layers and of the rest"),
         ("  activations", gib(training.activations), f"{run.micro_batch:,} tokens at once"),
         (f"    {checkpointing} checkpointing", gib(training.alternative), ""),
         ("  logits", gib(training.logits), f"{max(1, LOGIT_BUDGET // sizes.vocabulary):,} tokens at once at most"),
         ("  engine: weights", gib(serving.weights), engine_stays),
-        ("  engine: KV cache", gib(serving.kv_cache), f"{serving.kv_cache / kv_token:,.0f} tokens of {kv_token:,} bytes"),
+        (
+            "  engine: KV cache",
+            gib(serving.kv_cache),
+            f"{serving.kv_cache / kv_token:,.0f} tokens × {kv_token:,} bytes",
+        ),
         ("  at most, rollout", gib(found.rollout_peak), "weights, optimizer" + ("" if serving.apart else ", engine")),
         ("  at most, update", gib(found.update_peak), ""),
         *([("  at most, engine's device", gib(serving.awake), "")] if serving.apart else []),
@@ -570,7 +576,11 @@ def table(run: Experiment, machine: Machine, found: Estimate) -> str:
         hours = evaluations * found.evaluation / 3600
         rows += [
             ("the run", f"{training_hours + hours:,.3g} h", f"{iterations} iterations"),
-            ("  of it evaluations", f"{hours:,.3g} h", f"{evaluations} of {run.data.validation.levels} levels a variant"),
+            (
+                "  of it evaluations",
+                f"{hours:,.3g} h",
+                f"{evaluations} × {run.data.validation.levels} levels a variant",
+            ),
         ]
     wide, broad = (max(len(row[column]) for row in rows) for column in (0, 1))
     lines = [f"{name:{wide}}  {value:>{broad}}  {note}".rstrip() for name, value, note in rows]

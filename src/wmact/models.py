@@ -233,15 +233,20 @@ def shard(network: Policy | Critic, mesh: DeviceMesh, computes_in: torch.dtype |
     """
     if isinstance(network, FSDPModule):
         return
-    models = [module for module in network.modules() if isinstance(module, PreTrainedModel)]
-    layers = {name for model in models for name in model._no_split_modules or ()}
     precision = MixedPrecisionPolicy(param_dtype=computes_in, reduce_dtype=computes_in and torch.float32)
-    for part in [*(module for module in network.modules() if type(module).__name__ in layers), network]:
+    for part in [*decoder_layers(network), network]:
         sharded = fully_shard(part, mesh=mesh, reshard_after_forward=True, mp_policy=precision)
         sharded.set_gradient_divide_factor(1)
         sharded.set_force_sum_reduction_for_comms(True)
     if isinstance(network, Policy):
         register_fsdp_forward_method(network, "hidden")
+
+
+def decoder_layers(network: nn.Module) -> list[nn.Module]:
+    """The parts that its architecture says are not to be divided."""
+    models = [module for module in network.modules() if isinstance(module, PreTrainedModel)]
+    names = {name for model in models for name in model._no_split_modules or ()}
+    return [module for module in network.modules() if type(module).__name__ in names]
 
 
 def _hidden_before(trunk: nn.Module, batch: Batch) -> Tensor:
