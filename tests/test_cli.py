@@ -109,10 +109,11 @@ def refused(capsys: pytest.CaptureFixture[str], *args: str, code: int = 2) -> st
 def shipped() -> dict[str, list[str]]:
     """File → the --config options it is used with. A file without a class for the model lies over maze.yaml.
 
-    Those of `study` are tested in test_study.py, those of `strategies` in test_processes.py: they start processes.
+    Those of `study` are tested in test_study.py, those of `strategies` in test_processes.py: they start processes. And
+    those of `paper` in test_estimate.py: they need GPUs.
     """
     options = {}
-    elsewhere = {path for name in ("study", "strategies") for path in (ROOT / "configs" / name).iterdir()}
+    elsewhere = {path for name in ("study", "strategies", "paper") for path in (ROOT / "configs" / name).iterdir()}
     for path in sorted(set((ROOT / "configs").rglob("*.yaml")) - elsewhere):
         whole = "class_path" in yaml.safe_load(path.read_text()).get("model", {})
         options[str(path.relative_to(ROOT / "configs"))] = [

@@ -75,6 +75,10 @@ class Prescribed:
         """The engine's."""
         self.engine.abort()
 
+    def sleep(self) -> None:
+        """The engine's."""
+        self.engine.sleep()
+
     def close(self) -> None:
         """The engine's."""
         self.engine.close()
@@ -112,6 +116,9 @@ class RandomEngine:
     def abort(self) -> None:
         """Forget what is queued."""
         self.requests = []
+
+    def sleep(self) -> None:
+        """There is nothing to give back."""
 
     def close(self) -> None:
         """Nothing to close."""

@@ -150,10 +150,10 @@ class CLI(LightningCLI):
         return f"go on with: python -m wmact fit --config {config} --ckpt_path {ckpt_path}"
 
 
-def build(args: list[str] | None = None, **kwargs: Any) -> CLI:
+def build(args: list[str] | None = None, cli: type[CLI] = CLI, **kwargs: Any) -> CLI:
     """Parse, instantiate and run; `kwargs` are LightningCLI's. Raises what goes wrong."""
     OmegaConf.clear_resolver("oc.env")  # its values would end up in config.yaml, and tokens are such values
-    return CLI(
+    return cli(
         AgentModule,
         RolloutData,
         subclass_mode_model=True,

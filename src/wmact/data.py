@@ -265,6 +265,7 @@ class RolloutData(L.LightningDataModule):
         tasks = [self._task(level, sample, TRAINING, version) for level in share(levels) for sample in samples]
         started = time.perf_counter()
         self.episodes = self._play(self.env, tasks, self.turn_budget)
+        self._restarting(self._send_to_sleep)
         (self.rollout_seconds,) = largest([time.perf_counter() - started])
         for episode in self.episodes:
             shaped = rewards.shape(episode, rescale=self.rescale, step_penalty=self.step_penalty)
@@ -377,6 +378,12 @@ class RolloutData(L.LightningDataModule):
         if episodes and all(episode.stop_reason == "context" and not episode.turns for episode in episodes):
             raise too_short(engine, min(len(episode.ids) for episode in episodes))
         return episodes
+
+    def _send_to_sleep(self) -> None:
+        """Let the engine give its memory to the update."""
+        if self.engine is not None:
+            self.engine.sleep()
+        self._loaded = -1
 
     def _told_to_stop(self) -> bool:
         return bool(self.trainer and self.trainer.received_sigterm) or told_to_stop()

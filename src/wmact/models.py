@@ -14,11 +14,12 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh
-from torch.distributed.fsdp import FSDPModule, fully_shard, register_fsdp_forward_method
+from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard, register_fsdp_forward_method
 from torch.nn.functional import scaled_dot_product_attention
 from torch.utils.checkpoint import checkpoint
 from transformers import (
     AttentionInterface,
+    AutoConfig,
     AutoModelForCausalLM,
     AutoTokenizer,
     PreTrainedModel,
@@ -133,12 +134,20 @@ def load_tokenizer(
 
 
 def load_model(model: str, trust_remote_code: bool = False) -> PreTrainedModel:
-    """Load a causal language model that reads packed batches, from a model folder or hub id.
+    """Load a causal language model that reads packed batches, in training mode, from a model folder or hub id.
+
+    On the meta device it comes without weights, and a folder with a config.json is enough.
 
     Raises:
         ValueError: there is none.
     """
     folder = resolve_model(model)
+    if torch.get_default_device().type == "meta":
+        with _one_line_errors(model, "its configuration"):
+            config = AutoConfig.from_pretrained(folder, trust_remote_code=trust_remote_code)
+            return AutoModelForCausalLM.from_config(
+                config, dtype=torch.float32, attn_implementation="wmact_packed", trust_remote_code=trust_remote_code
+            ).train()
     with _one_line_errors(model, "its weights"):
         loaded = AutoModelForCausalLM.from_pretrained(
             folder,
@@ -237,22 +246,31 @@ class Critic(nn.Module):
         return self.head(hidden_SH).float()[:, 0]
 
 
-def shard(network: Policy | Critic, mesh: DeviceMesh) -> None:
+def shard(network: Policy | Critic, mesh: DeviceMesh, computes_in: torch.dtype | None = None) -> None:
     """Cut the weights of a network into shards (FSDP2): decoder layer by decoder layer, then what is left of it.
 
     Between passes every parameter is a shard, the outermost ones too. Gradients are added up over processes, not
     averaged, because a loss is divided by the tokens of all of them.
+
+    Args:
+        computes_in: weights are put together in this precision for a pass; their gradients are added up in their own.
     """
     if isinstance(network, FSDPModule):
         return
-    models = [module for module in network.modules() if isinstance(module, PreTrainedModel)]
-    layers = {name for model in models for name in model._no_split_modules or ()}
-    for part in [*(module for module in network.modules() if type(module).__name__ in layers), network]:
-        sharded = fully_shard(part, mesh=mesh, reshard_after_forward=True)
+    precision = MixedPrecisionPolicy(param_dtype=computes_in, reduce_dtype=computes_in and torch.float32)
+    for part in [*decoder_layers(network), network]:
+        sharded = fully_shard(part, mesh=mesh, reshard_after_forward=True, mp_policy=precision)
         sharded.set_gradient_divide_factor(1)
         sharded.set_force_sum_reduction_for_comms(True)
     if isinstance(network, Policy):
         register_fsdp_forward_method(network, "hidden")
+
+
+def decoder_layers(network: nn.Module) -> list[nn.Module]:
+    """The parts that its architecture says are not to be divided."""
+    models = [module for module in network.modules() if isinstance(module, PreTrainedModel)]
+    names = {name for model in models for name in model._no_split_modules or ()}
+    return [module for module in network.modules() if type(module).__name__ in names]
 
 
 def _hidden_before(trunk: nn.Module, batch: Batch) -> Tensor:

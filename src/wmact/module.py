@@ -63,9 +63,11 @@ class AgentModule(L.LightningModule):
     def configure_model(self) -> None:
         """Cut the networks into shards, where the strategy does (`strategies.FSDP2`)."""
         if self.device_mesh is not None:
+            # Lightning's autocast alone would gather float32 and keep a copy of every weight for the backward pass.
+            computes_in = torch.bfloat16 if self.trainer.precision == "bf16-mixed" else None
             for network in self.children():
                 if isinstance(network, Policy | Critic):
-                    shard(network, self.device_mesh["data_parallel"])
+                    shard(network, self.device_mesh["data_parallel"], computes_in)
 
     def load_base(self, model: str, lora: LoRA | None, trust_remote_code: bool) -> str | PreTrainedModel:
         """What networks start from: the name of the model; with LoRA the model itself, loaded once and frozen."""

@@ -156,6 +156,87 @@ def test_a_start_that_fails_can_be_repeated(vllm: VLLMEngine, models: Any) -> No
     assert gap(vllm, models["tied"]) < EXACT
 
 
+class Asleep:
+    """In vLLM's place, which can sleep on a GPU only: writes down what is asked of it."""
+
+    def __init__(self) -> None:
+        self.calls: list[Any] = []
+        self.model_config = type("Config", (), {"max_model_len": 512})
+
+    def sleep(self, level: int) -> None:
+        self.calls.append(("sleep", level))
+
+    def wake_up(self, tags: list[str]) -> None:
+        self.calls.append(("wake up", *tags))
+
+    def collective_rpc(self, method: str, kwargs: dict[str, Any]) -> None:
+        self.calls.append((method, len(list(kwargs["weights_iterator"]))))
+
+    def apply_model(self, function: Callable[..., None]) -> None:
+        """The CPU's repair."""
+
+    def reset_prefix_cache(self) -> bool:
+        self.calls.append("reset_prefix_cache")
+        return True
+
+    def add_request(self, *_: Any) -> None:
+        self.calls.append("add_request")
+
+
+def test_it_wakes_for_new_weights(models: Any) -> None:
+    """Weights first, keys and values when they are loaded; what was cached is dropped."""
+    engine, llm = VLLMEngine(sleep_mode=True), Asleep()
+    engine.sleep()  # not started: nothing to do
+    engine._llm, engine._skeleton, engine._vocab_size = llm, models["tied"].module, 64
+    engine._keep_group, engine._gpu, engine._stop_token_ids, engine._temperature = False, None, [], 1.0
+    parameters = list(models["tied"].module.named_parameters())
+    engine.load_weights(parameters)
+    assert llm.calls == [("reload_weights", len(parameters)), "reset_prefix_cache"]
+    llm.calls.clear()
+    engine.sleep()
+    engine.sleep()
+    with pytest.raises(RuntimeError, match=r"asleep; load_weights\(\) wakes it"):
+        engine.submit(Request(0, PROMPT, 4, 0))
+    with pytest.raises(ValueError, match="weights do not fit"):
+        engine.load_weights(parameters[1:])
+    assert llm.calls == [("sleep", 2)]
+    engine.load_weights(parameters)
+    expected = [("wake up", "weights"), ("reload_weights", len(parameters)), ("wake up", "kv_cache")]
+    assert llm.calls == [("sleep", 2), *expected, "reset_prefix_cache"]
+    engine.submit(Request(0, PROMPT, 4, 0))
+    with pytest.raises(RuntimeError, match="1 requests are in flight"):
+        engine.sleep()
+    never = VLLMEngine()
+    never._llm = llm = Asleep()
+    never.sleep()
+    assert llm.calls == []
+
+
+def test_which_gpu_it_takes(monkeypatch: pytest.MonkeyPatch, models: Any) -> None:
+    """Told by what torch says, there being no GPU here."""
+    for name, engine in {
+        "sleep_mode=True": VLLMEngine(sleep_mode=True),
+        "first_gpu=4": VLLMEngine(first_gpu=4),
+    }.items():
+        with pytest.raises(ValueError, match=f"{name} needs a GPU; leave it out"):
+            engine.start(models["tied"].folder, stop_token_ids=[])
+    with pytest.raises(ValueError, match="first_gpu=-1 must not be negative"):
+        VLLMEngine(first_gpu=-1)
+    cuda = {"is_available": True, "current_device": 3, "device_count": 8}
+    for name, value in cuda.items():
+        monkeypatch.setattr(torch.cuda, name, lambda value=value: value)
+    assert VLLMEngine()._own_gpu() == 3
+    engine = VLLMEngine(first_gpu=4)
+    engine._keep_group = False
+    with pytest.raises(ValueError, match="first_gpu=4 needs processes of a strategy"):
+        engine._own_gpu()
+    engine._keep_group = True
+    assert engine._own_gpu() == 7
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 7)
+    with pytest.raises(ValueError, match="there is no GPU 7, only 7; lower devices"):
+        engine._own_gpu()
+
+
 def test_settings_and_what_must_be_installed(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="kv_cache_gib=0"):
         VLLMEngine(kv_cache_gib=0)

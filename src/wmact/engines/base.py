@@ -77,6 +77,13 @@ class Engine(Protocol):
             RuntimeError: Requests are in flight; they would mix two policies.
         """
 
+    def sleep(self) -> None:
+        """Give back what memory it can until ``load_weights``; nothing may be submitted before. Harmless when closed.
+
+        Raises:
+            RuntimeError: Requests are in flight.
+        """
+
     def close(self) -> None:
         """Give everything back. Harmless when closed; ``start`` works again afterwards."""
 

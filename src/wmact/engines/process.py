@@ -55,9 +55,15 @@ def preserve_environment() -> Iterator[None]:
 
 
 @contextmanager
-def guest(keep_group: bool) -> Iterator[None]:
-    """Where vLLM runs. ``keep_group``: torch's default process group is not of its making and has to outlive it."""
-    with _cpu_torch(), _process_group_kept() if keep_group else nullcontext():
+def guest(keep_group: bool, gpu: int | None = None) -> Iterator[None]:
+    """Where vLLM runs.
+
+    Args:
+        keep_group: torch's default process group is not of its making and has to outlive it.
+        gpu: the one it takes for the current one; training may have another.
+    """
+    device = nullcontext() if gpu is None else torch.cuda.device(gpu)
+    with device, _cpu_torch(), _process_group_kept() if keep_group else nullcontext():
         yield
 
 

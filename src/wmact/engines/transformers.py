@@ -146,6 +146,11 @@ class TransformersEngine:
             parameters[name].copy_(tensor)
         self._forget()
 
+    def sleep(self) -> None:
+        if in_flight := len(self._waiting + self._running):
+            raise RuntimeError(f"{in_flight} requests are in flight; abort() them first")
+        self._forget()
+
     def close(self) -> None:
         self._model = None
         self._forget()

@@ -40,6 +40,9 @@ ENVIRONMENT = {  # read when vllm is imported; what the user has set stays
 class VLLMEngine:
     """Generates with vLLM on the CPU, where it was measured and is tested, or on one GPU, where it was never run.
 
+    On a GPU it shares the device with the training, and with `sleep_mode` they take turns; or it has one of its own
+    (`first_gpu`).
+
     In float32 the logprobs agree with transformers to about 1e-5. In bfloat16 both are off by about 0.1 for single
     tokens, so that even on-policy importance weights differ from 1. Mixtures of experts were not tried. Start it after
     the trainer has set up its processes: where there is no process group it makes one of its own.
@@ -49,7 +52,12 @@ class VLLMEngine:
         max_model_len: Most tokens of prompt and continuation together; the model's own limit if not given.
         max_num_seqs: Most requests generated at once; the others wait.
         kv_cache_gib: GiB for keys and values. Not given: 1 on CPU, what gpu_memory_utilization leaves on GPU.
-        gpu_memory_utilization: Share of the GPU's memory for vLLM in all; training needs the rest.
+        gpu_memory_utilization: Share of the GPU's memory for vLLM in all; training needs the rest. Without effect where
+            kv_cache_gib is given.
+        sleep_mode: Give weights, keys and values back while the policy is trained. Needs a GPU, and does not go with
+            expandable segments in PYTORCH_CUDA_ALLOC_CONF.
+        first_gpu: The engine of the process that trains on GPU k runs on GPU first_gpu + k. Needs processes of a
+            strategy; not given: on the GPU that the process trains on.
         enforce_eager: Do not compile the model. Not given: eager on CPU, where compiling takes 30 s or more.
         trust_remote_code: Run code that comes with the model. It can do anything on this machine.
         extra: Further arguments of vllm.EngineArgs; they win over those above.
@@ -62,6 +70,8 @@ class VLLMEngine:
         max_num_seqs: int = 128,
         kv_cache_gib: float | None = None,
         gpu_memory_utilization: float = 0.4,
+        sleep_mode: bool = False,
+        first_gpu: int | None = None,
         enforce_eager: bool | None = None,
         trust_remote_code: bool = False,
         extra: dict[str, Any] | None = None,
@@ -71,12 +81,16 @@ class VLLMEngine:
             raise ValueError(f"kv_cache_gib={kv_cache_gib} must be positive")
         if not 0 < gpu_memory_utilization <= 1:
             raise ValueError(f"gpu_memory_utilization={gpu_memory_utilization} must be in (0, 1]")
+        if first_gpu is not None and first_gpu < 0:
+            raise ValueError(f"first_gpu={first_gpu} must not be negative")
         self.dtype, self._max_model_len, self.max_num_seqs = dtype, max_model_len, max_num_seqs
         self.kv_cache_gib, self.gpu_memory_utilization = kv_cache_gib, gpu_memory_utilization
+        self.sleep_mode, self.first_gpu = sleep_mode, first_gpu
         self.enforce_eager, self.trust_remote_code, self.extra = enforce_eager, trust_remote_code, extra or {}
         self._llm: Any = None  # vllm.LLMEngine
         self._source = self._failure = ""
         self._in_flight: set[int] = set()
+        self._asleep = False
 
     def start(self, model: str | Path, *, stop_token_ids: Sequence[int], temperature: float = 1.0) -> None:
         if self._llm is None:
@@ -97,8 +111,10 @@ class VLLMEngine:
             raise RuntimeError("VLLM_ENABLE_V1_MULTIPROCESSING must be 0: weights are handed over within this process")
         logging.getLogger("vllm").setLevel(os.environ["VLLM_LOGGING_LEVEL"])  # vLLM does so only after its first words
         self._keep_group = torch.distributed.is_initialized()
-        self._one_of_several = self._keep_group and torch.distributed.get_world_size() > 1
-        with guest(self._keep_group), preserve_rng(), preserve_environment(), warnings.catch_warnings():
+        self._gpu = self._own_gpu()
+        several = self._keep_group and torch.distributed.get_world_size() > 1
+        self._launched = several or self.first_gpu is not None
+        with guest(self._keep_group, self._gpu), preserve_rng(), preserve_environment(), warnings.catch_warnings():
             warnings.simplefilter("ignore", FutureWarning)  # it looks into every module, deprecated names too
             from transformers import AutoConfig, AutoModelForCausalLM
             from vllm import EngineArgs, LLMEngine
@@ -109,9 +125,8 @@ class VLLMEngine:
                 skeleton = AutoModelForCausalLM.from_config(config, trust_remote_code=self.trust_remote_code)
             if not torch.cuda.is_available():
                 _register(config.architectures or [])
-            if self._one_of_several:  # vLLM looks there for its place in the group and for the GPU to take
-                device = torch.cuda.current_device() if torch.cuda.is_available() else 0
-                os.environ |= {"RANK": str(torch.distributed.get_rank()), "LOCAL_RANK": str(device)}
+            if self._launched:  # vLLM looks there for its place in the group and for the GPU to take
+                os.environ |= {"RANK": str(torch.distributed.get_rank()), "LOCAL_RANK": str(self._gpu or 0)}
             try:
                 llm = LLMEngine.from_engine_args(EngineArgs(**self._arguments(source, config)))
             except BaseException as error:
@@ -120,10 +135,30 @@ class VLLMEngine:
                     size = f"max_model_len={self._max_model_len}, kv_cache_gib={self.kv_cache_gib}"
                     raise ValueError(f"vLLM cannot serve {source} with {size}: {error}") from error
                 raise
-        self._llm, self._skeleton, self._source, self._failure = llm, skeleton, source, ""
+        self._llm, self._skeleton, self._source, self._failure, self._asleep = llm, skeleton, source, "", False
         self._vocab_size = config.get_text_config().vocab_size
         # Runs at exit too if nobody closes: vLLM's own finalizer would fail there, outside of guest().
-        self._shutdown = weakref.finalize(self, _shut_down, llm.engine_core, self._keep_group)
+        self._shutdown = weakref.finalize(self, _shut_down, llm.engine_core, self._keep_group, self._gpu)
+
+    def _own_gpu(self) -> int | None:
+        """The GPU to run on; None: a CPU.
+
+        Raises:
+            ValueError: there is no such GPU, or no process group to tell it by.
+        """
+        if not torch.cuda.is_available():
+            for name, asked in {"sleep_mode": self.sleep_mode, "first_gpu": self.first_gpu is not None}.items():
+                if asked:
+                    raise ValueError(f"{name}={getattr(self, name)} needs a GPU; leave it out where there is none")
+            return None
+        if self.first_gpu is None:
+            return torch.cuda.current_device()
+        if not self._keep_group:
+            raise ValueError(f"first_gpu={self.first_gpu} needs processes of a strategy: --trainer.strategy ddp")
+        gpu, there_are = self.first_gpu + torch.cuda.current_device(), torch.cuda.device_count()
+        if gpu >= there_are:
+            raise ValueError(f"first_gpu={self.first_gpu}: there is no GPU {gpu}, only {there_are}; lower devices")
+        return gpu
 
     def _arguments(self, source: str, config: Any) -> dict[str, Any]:
         """Of vllm.EngineArgs."""
@@ -139,6 +174,7 @@ class VLLMEngine:
             "max_num_seqs": self.max_num_seqs,
             "kv_cache_memory_bytes": int(gib * 2**30) if gib else None,
             "gpu_memory_utilization": self.gpu_memory_utilization,
+            "enable_sleep_mode": self.sleep_mode,
             "enforce_eager": self._eager,
             "trust_remote_code": self.trust_remote_code,
             "block_size": None if cuda else 32,  # the least on CPU; its default of 128 shares fewer prefixes
@@ -150,7 +186,7 @@ class VLLMEngine:
             "skip_tokenizer_init": True,
             "use_tqdm_on_load": False,
             "disable_log_stats": True,
-            "distributed_executor_backend": "external_launcher" if self._one_of_several else None,
+            "distributed_executor_backend": "external_launcher" if self._launched else None,
             **self.extra,
         }
 
@@ -160,6 +196,8 @@ class VLLMEngine:
         return self._llm.model_config.max_model_len
 
     def submit(self, request: Request) -> None:
+        if self._asleep:
+            raise RuntimeError("the engine is asleep; load_weights() wakes it")
         check_request(request, self.max_model_len, self._vocab_size, self._in_flight)
         from vllm import SamplingParams
         from vllm.sampling_params import RequestOutputKind
@@ -203,11 +241,26 @@ class VLLMEngine:
             raise RuntimeError(f"{len(self._in_flight)} requests are in flight; abort() them first")
         matched = match_weights(weights, self._skeleton)
         with self._call():
+            if self._asleep:  # room for keys and values only after what the reload needs has been given back
+                self._llm.wake_up(["weights"])
             self._llm.collective_rpc("reload_weights", kwargs={"weights_iterator": matched})
+            if self._asleep:
+                self._llm.wake_up(["kv_cache"])
+                self._asleep = False
             if not torch.cuda.is_available():
                 self._llm.apply_model(_repack_output_layer)
             if not self._llm.reset_prefix_cache():
                 raise RuntimeError("what was cached under the old weights could not be dropped")
+
+    def sleep(self) -> None:
+        if not self.sleep_mode or self._asleep or self._llm is None:
+            return
+        self._check_alive()
+        if self._in_flight:
+            raise RuntimeError(f"{len(self._in_flight)} requests are in flight; abort() them first")
+        with self._call():
+            self._llm.sleep(level=2)  # 1 would keep the weights in the CPU's memory; new ones come anyway
+        self._asleep = True
 
     def close(self) -> None:
         if self._llm is None:
@@ -226,7 +279,7 @@ class VLLMEngine:
     def _call(self) -> Iterator[None]:
         """A call of vLLM. One that fails or is interrupted may leave it in any state: it is not called again."""
         try:
-            with guest(self._keep_group):
+            with guest(self._keep_group, self._gpu):
                 yield
         except BaseException as error:
             self._failure = f"{type(error).__name__}: {error}"
@@ -235,8 +288,8 @@ class VLLMEngine:
             raise
 
 
-def _shut_down(engine_core: Any, keep_group: bool) -> None:
-    with guest(keep_group):
+def _shut_down(engine_core: Any, keep_group: bool, gpu: int | None) -> None:
+    with guest(keep_group, gpu):
         engine_core.shutdown()
 
 

@@ -1,0 +1,98 @@
+"""What `python -m wmact estimate` says against what is measured here: peak memory and seconds of an update.
+
+- Memory: live tensors at the peak of a step, as benchmarks/memory.py measures them.
+- Arithmetic: FLOPs of the update by the estimate, and as PyTorch counts them in the step (with attention computed whole:
+  the estimate counts the half that is not masked, so both attentions are left out).
+- Time: seconds of the step, and those of the estimate at the speed of a large float32 multiplication on this machine.
+  Their ratio is what --mfu stands for.
+"""
+
+import tempfile
+import time
+from typing import Any
+
+import compare
+import memory
+import torch
+from compare import load
+from compare.inside import Host, fit
+from torch.utils.flop_counter import FlopCounterMode
+
+from wmact.collate import collate
+from wmact.estimate import Episodes, Sizes, activations, count, logits, update_flops
+from wmact.types import Batch
+
+
+def peak_flops(size: int = 1024, times: int = 5) -> float:
+    """FLOPs a second of the fastest of a few multiplications of square matrices."""
+    a, b = torch.randn(2, size, size)
+    seconds = []
+    for _ in range(times):
+        started = time.perf_counter()
+        a @ b
+        seconds.append(time.perf_counter() - started)
+    return 2 * size**3 / min(seconds)
+
+
+def main() -> None:
+    report = compare.Report(__doc__ or "", pairs=5, levels=5, budgets="2048,16384")
+    with tempfile.TemporaryDirectory() as folder:
+        larger = memory.save_larger(folder)
+        for name, model, checkpointing, budgets in (
+            ("nano", load.MODEL, False, report.args.budgets),
+            ("larger", larger, False, "2048"),
+            ("larger", larger, True, "2048"),
+        ):
+            host = Host(model=model, gradient_checkpointing=checkpointing)
+            sizes, parameters = Sizes.of(host.policy.lm.config), count(host.policy) + count(host.critic)
+            for budget in map(int, budgets.split(",")):
+                found = memory.in_new_process(model, budget, checkpointing, "tensors")
+                tokens = int(found["tokens"])
+                with torch.device("meta"):
+                    kept = activations(Host(model=model).policy, tokens, torch.float32)
+                if checkpointing:
+                    kept = 4 * sizes.layers * sizes.hidden * tokens + kept // sizes.layers
+                said = 16 * parameters + kept + logits(sizes.vocabulary, tokens)
+                case = f"{name}, {budget} tokens" + (", gradient checkpointing" if checkpointing else "")
+                note = f"{said / 2**20:.0f} MiB ÷ {found['peak'] / 2**20:.0f} MiB"
+                report.add(f"{case}: memory, estimate ÷ measured", said / found["peak"], note)
+        time_of_update(report, "nano", load.MODEL)
+        time_of_update(report, "larger", larger)
+    report.finish()
+
+
+def time_of_update(report: compare.Report, name: str, model: str) -> None:
+    """Add what a step takes and what the estimate says of it."""
+    played = load.random_episodes(report.args.levels)
+    batch = collate(played)
+    seconds: list[float] = []
+    counted: list[int] = []
+    host = Host(model=model)
+    sizes = Sizes.of(host.policy.lm.config)
+
+    def act(host: Host, batch: Batch) -> None:
+        with FlopCounterMode(display=False) as counter:
+            host.take_step(batch)
+        attention = [flops for op, flops in counter.get_flop_counts()["Global"].items() if "attention" in str(op)]
+        counted.append(counter.get_total_flops() - sum(attention))
+        for _ in range(report.args.pairs):
+            started = time.perf_counter()
+            host.take_step(batch)
+            seconds.append(time.perf_counter() - started)
+
+    fit(host, batch, act)
+    lengths = [(len(e.ids), sum(turn.end - turn.start for turn in e.turns)) for e in played]
+    said: Any = sum(update_flops(host, sizes, Episodes(1, n - s, 0, 1, s)) for n, s in lengths)
+    attention = sum(2 * 3 * 2 * sizes.layers * sizes.heads * sizes.head_dim * n**2 for n, _ in lengths)
+    report.add(
+        f"{name}: FLOPs but attention's, estimate ÷ counted", (said - attention) / counted[0], f"{said:.3g} in all"
+    )
+    speed = peak_flops()
+    report.add(f"{name}: seconds of an update", compare.Spread.of(seconds))
+    at_full_speed = said / speed
+    note = f"at {speed / 1e9:.0f} GFLOPS of a multiplication {at_full_speed:.3g} s"
+    report.add(f"{name}: share of that speed, as --mfu", compare.Spread.of([at_full_speed / s for s in seconds]), note)
+
+
+if __name__ == "__main__":
+    main()
