@@ -193,6 +193,27 @@ def test_each_batch_is_played_when_it_is_trained(model: str, tmp_path: Path) -> 
     assert run.engine.loaded == 4  # versions 0 to 3: evaluation and training share those of one version
 
 
+def test_the_engine_sleeps_while_the_policy_is_trained(
+    model: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And is given weights before it plays again, evaluations too."""
+    seen: list[str] = []
+
+    class Sleeper(Engine):
+        def load_weights(self, weights: Iterable[tuple[str, torch.Tensor]]) -> None:
+            seen.append("load")
+            super().load_weights(weights)
+
+        def sleep(self) -> None:
+            seen.append("sleep")
+            super().sleep()
+
+    step = PPO.training_step
+    monkeypatch.setattr(PPO, "training_step", lambda *args: (seen.append("train"), step(*args))[1])
+    Run(model, tmp_path, Sleeper(), epochs=2).fit()
+    assert seen == ["load", "sleep", "train"] * 2
+
+
 def test_an_engine_with_wrong_weights_stops_the_run_before_training(model: str, tmp_path: Path) -> None:
     class Deaf(Engine):
         def load_weights(self, weights: Iterable[tuple[str, torch.Tensor]]) -> None:

@@ -13,10 +13,10 @@ class Command(NamedTuple):
 
 COMMANDS = {
     "study": Command("wmact.study", "runs every arm and seed of a comparison and reports it"),
-    "estimate": Command("wmact.estimate", "tells what an experiment takes and whether it fits"),
     "plot": Command("wmact.plot", "draws the curves of runs"),
     "export": Command("wmact.export", "writes a checkpoint as a Hugging Face folder"),
     "play": Command("wmact.play", "plays one episode and prints it"),
+    "estimate": Command("wmact.estimate", "tells what an experiment takes and whether it fits"),
 }
 HELP = "Further commands: " + "; ".join(f"{name} {command.does}" for name, command in COMMANDS.items()) + "."
 

@@ -1,14 +1,14 @@
 """What an experiment takes: memory, tokens and time, told without its weights and without its devices.
 
     python -m wmact estimate --config configs/paper/maze_qwen3_8b.yaml
-    python -m wmact estimate --config configs/paper/maze_qwen3_8b.yaml --model.model configs/paper/qwen3_8b --sampled 4000
+    python -m wmact estimate --config configs/paper/maze_qwen3_8b.yaml --model.model configs/paper/qwen3_8b --devices 16
 
-It is the dry run too: the settings are parsed as `fit` parses them, the networks are built on the meta device, for which
-a folder with a config.json is enough, environments are made and a few levels read. What does not fit is told at the
-end; then the exit code is 1. Every option that is not listed below is one of `fit`.
+It is the dry run too: the settings are parsed as `fit` parses them, the networks are built on the meta device, for
+which a folder with a config.json is enough, environments are made and a few levels read. What does not fit is told at
+the end; then the exit code is 1. Every option that is not listed below is one of `fit`.
 
-Episodes are taken to be at their limits, in tokens and turns, unless --sampled and --turns say otherwise. Seconds rest on
-assumptions that stand beside them: measure a few iterations and set --mfu and --mbu by them.
+Episodes are taken to be at their limits, in tokens and turns, unless --sampled and --turns say otherwise. Seconds rest
+on assumptions that stand beside them: measure a few iterations and set --mfu and --mbu by them.
 """
 
 import copy
