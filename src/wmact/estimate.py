@@ -147,7 +147,8 @@ def activations(policy: Policy, tokens: int, computes_in: torch.dtype) -> int:
     with torch.device("meta"):
         ids_T = torch.zeros(tokens, dtype=torch.int64)
         starts_E = torch.tensor([0, tokens], dtype=torch.int32, device="cpu")
-        batch = Batch(ids_T, ids_T, starts_E, ids_T[:0], *[ids_T[:0]] * 6, 0)
+        none = ids_T[:0]
+        batch = Batch(ids_T, ids_T, starts_E, none, none, none, none, none, none, none, policy_version=0)
     original = models.scaled_dot_product_attention
     models.scaled_dot_product_attention = lambda query, key, value, **_: _Flash.apply(query, key, value)
     try:
