@@ -26,6 +26,7 @@ from torch.autograd.graph import saved_tensors_hooks
 from wmact import models, protocol
 from wmact.chat import Chat
 from wmact.cli import CLI, build
+from wmact.collate import collate
 from wmact.commands import CommandParser
 from wmact.data import EnvSpec, default_engine
 from wmact.engines import TransformersEngine, VLLMEngine
@@ -34,7 +35,7 @@ from wmact.models import LOGIT_BUDGET, Policy, decoder_layers, load_tokenizer, r
 from wmact.ppo import PPO
 from wmact.rollout import NO_ACTION
 from wmact.strategies import FSDP2
-from wmact.types import Batch
+from wmact.types import Episode
 
 GIB = 2**30
 LEVELS = 8  # whose texts are read
@@ -144,10 +145,8 @@ def activations(policy: Policy, tokens: int, computes_in: torch.dtype) -> int:
             kept[address] = tensor
         return tensor
 
-    with torch.device("meta"):
-        ids_T = torch.zeros(tokens, dtype=torch.int64)
-        starts_E = torch.tensor([0, tokens], dtype=torch.int32, device="cpu")
-        batch = Batch(ids_T, ids_T, starts_E, ids_T[:0], *[ids_T[:0]] * 6, 0)
+    episode = collate([Episode("none", -1, "none", 0, 0, 0, ids=[0] * tokens, logprobs=[0.0] * tokens)])
+    batch = episode.to_device(torch.device("meta"))._replace(starts_E=episode.starts_E)  # which is read as numbers
     original = models.scaled_dot_product_attention
     models.scaled_dot_product_attention = lambda query, key, value, **_: _Flash.apply(query, key, value)
     try:
