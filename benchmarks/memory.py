@@ -10,7 +10,7 @@ A CPU has no allocator that keeps count, so two figures are taken, each in a pro
 The measured step has one full micro-batch, and finds gradients of an earlier one, as a step of many micro-batches does.
 Gradients, weights and AdamW's two states are 16 bytes a parameter of policy and critic; activations grow with tokens
 and are what the token budget bounds. For a model as small as "nano" they are nearly everything, so the same is shown
-for a random model of 27 million parameters, with and without gradient checkpointing.
+for a random model of 27 million parameters, with and without gradient checkpointing; and for any other --model alone.
 """
 
 import json
@@ -34,7 +34,7 @@ def resident(field: str = "VmRSS") -> int:
     return 1024 * int(next(line.split()[1] for line in status.splitlines() if line.startswith(field)))
 
 
-def measure(model: str, token_budget: int, gradient_checkpointing: bool, what: str) -> dict[str, float]:
+def measure(model: str, token_budget: int, gradient_checkpointing: bool, precision: str, what: str) -> dict[str, float]:
     """Take one step in this process, and tell the peak of `what` ("tensors" or "resident") in bytes."""
     import torch
     from compare import load
@@ -44,7 +44,7 @@ def measure(model: str, token_budget: int, gradient_checkpointing: bool, what: s
     from wmact.collate import collate
     from wmact.types import Batch
 
-    batch = collate(load.random_episodes(LEVELS))
+    batch = collate(load.random_episodes(LEVELS, model))
     full, small = batch.split(token_budget)[0], batch.episodes(0, 1)
     before = resident()
     host = Host(model=model, token_budget=token_budget, gradient_checkpointing=gradient_checkpointing)
@@ -69,7 +69,7 @@ def measure(model: str, token_budget: int, gradient_checkpointing: bool, what: s
         live = accumulate(event.nbytes() for event in sorted(events, key=lambda event: event.start_ns()))
         found["peak"] = state + there + max(live)
 
-    fit(host, full, act)
+    fit(host, full, act, precision)
     return found
 
 
@@ -96,18 +96,20 @@ def main() -> None:
     if "--measure" in sys.argv:
         print(json.dumps(measure(*json.loads(sys.argv[-1]))))
         return
-    report = compare.Report(__doc__ or "", pairs=1, budgets="2048,4096,8192,16384", larger_budgets="2048")
-    with tempfile.TemporaryDirectory() as folder:
-        larger, more = save_larger(folder), report.args.larger_budgets
-        for name, model, checkpointing, budgets in (
-            ("nano", "nano", False, report.args.budgets),
-            ("larger", larger, False, more),
-            ("larger", larger, True, more),
-        ):
-            for budget in map(int, filter(None, budgets.split(","))):
+    report = compare.Report(
+        __doc__ or "", pairs=1, budgets="2048,4096,8192,16384", larger_budgets="2048", model="nano", precision="32-true"
+    )
+    with tempfile.TemporaryDirectory() as scratch:
+        model, budgets, more = report.args.model, report.args.budgets, report.args.larger_budgets
+        cases = [(model, model, False, budgets), (model, model, True, budgets)]
+        if model == "nano":
+            larger = save_larger(scratch)
+            cases[1:] = [("larger", larger, False, more), ("larger", larger, True, more)]
+        for name, folder, checkpointing, listed in cases:
+            for budget in map(int, filter(None, listed.split(","))):
                 case = f"{name}, {budget} tokens" + (", gradient checkpointing" if checkpointing else "")
                 for what in ("tensors", "resident"):
-                    found = in_new_process(model, budget, checkpointing, what)
+                    found = in_new_process(folder, budget, checkpointing, report.args.precision, what)
                     note = f"{found['peak'] / 2**20:.0f} MiB ÷ {found['state'] / 2**20:.0f} MiB"
                     report.add(f"{case}: {what} ÷ state", found["peak"] / found["state"], note)
     report.finish()

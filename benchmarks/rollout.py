@@ -87,14 +87,14 @@ class Stopwatch:
 
 
 def main() -> None:
-    report = compare.Report(__doc__ or "", pairs=4, levels=8)
-    model = resolve_model(load.MODEL)
-    chat, tasks = load.ScriptedChat(load_tokenizer(load.MODEL)), load.tasks(report.args.levels)
-    inner = VLLMEngine(dtype="float32", max_model_len=1536, max_num_seqs=len(tasks))
+    report = compare.Report(__doc__ or "", pairs=4, levels=8, model="nano", dtype="float32")
+    model = resolve_model(report.args.model)
+    chat, tasks = load.ScriptedChat(load_tokenizer(model)), load.tasks(report.args.levels)
+    inner = VLLMEngine(dtype=report.args.dtype, max_model_len=1536, max_num_seqs=len(tasks))
     engine = load.Prescribed(inner)
     engine.start(model)
     raw = Raw(model, inner)
-    weights = list(Policy(load.MODEL).lm.named_parameters())
+    weights = list(Policy(model).lm.named_parameters())
     envs = load.make_envs(len(tasks))
     in_envs, in_engine = Stopwatch(), Stopwatch()
     for env in envs:

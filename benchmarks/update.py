@@ -85,8 +85,9 @@ class Naive:
 
 
 def main() -> None:
-    report = compare.Report(__doc__ or "", pairs=5, levels=5, token_budget=16384)
-    batch = collate(load.random_episodes(report.args.levels))
+    report = compare.Report(__doc__ or "", pairs=5, levels=5, token_budget=16384, model="nano", precision="32-true")
+    model = report.args.model
+    batch = collate(load.random_episodes(report.args.levels, model))
     timings: dict[str, list[compare.Timing]] = {}
 
     def act(host: Host, batch: Batch) -> None:
@@ -94,11 +95,11 @@ def main() -> None:
         sides: dict[str, Callable[[], None]] = {
             "training_step": lambda: host.take_step(batch),
             "bare": Bare(host, micros),
-            "naive": Naive(resolve_model(load.MODEL), micros),
+            "naive": Naive(resolve_model(model), micros),
         }
         timings.update(compare.interleave(sides, report.args.pairs, before=host.zero_grad))
 
-    fit(Host(model=load.MODEL, token_budget=report.args.token_budget), batch, act)
+    fit(Host(model=model, token_budget=report.args.token_budget), batch, act, report.args.precision)
 
     micros = batch.split(report.args.token_budget)
     padded = sum(int(micro.starts_E.diff().max()) * (len(micro.starts_E) - 1) for micro in micros)

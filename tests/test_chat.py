@@ -1,8 +1,9 @@
 """Turn boundaries in integers, templates of several families, and observations that try to become control tokens."""
 
-import json
 import string
+import sys
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
@@ -15,19 +16,17 @@ from tokenizers import (
     models,
     normalizers,
     pre_tokenizers,
-    processors,
-    trainers,
 )
 from transformers import PreTrainedTokenizerFast
 
 from wmact import protocol
 from wmact.chat import Chat
+from wmact.models import TEMPLATES
 from wmact.nano import build_tokenizer
 
-CORPUS = [
-    "you are at the goal, user and assistant go up down left right model #####\n#P..#\n\n#####  end system\n",
-    "the wall is to the left of you; then think and act, no instruction is needed here, im_end im_start turn\n",
-]
+sys.path.insert(0, str(Path(__file__).resolve().parent / "helpers"))
+import families
+from families import byte_level, gemma, llama3, phi3, qwen2_5, qwen3, special
 
 CHATML = (  # as Qwen's: a default system text, earlier thinking dropped
     "{{- '<|im_start|>system\\nyou are right<|im_end|>\\n' }}"
@@ -36,44 +35,10 @@ CHATML = (  # as Qwen's: a default system text, earlier thinking dropped
     "{{- '<|im_start|>' + m.role + '\\n' + content + '<|im_end|>\\n' }}"
     "{%- endfor %}{%- if add_generation_prompt %}{{- '<|im_start|>assistant\\n' }}{%- endif %}"
 )
-LLAMA3 = (
-    "{{- bos_token }}{%- set date_string = strftime_now('%d %b %Y') %}"
-    "{{- '<|start_header_id|>system<|end_header_id|>\\n\\nToday: ' + date_string + '<|eot_id|>' }}"
-    "{%- for m in messages %}"
-    "{{- '<|start_header_id|>' + m.role + '<|end_header_id|>\\n\\n' + m.content | trim + '<|eot_id|>' }}"
-    "{%- endfor %}"
-    "{%- if add_generation_prompt %}{{- '<|start_header_id|>assistant<|end_header_id|>\\n\\n' }}{%- endif %}"
-)
-GEMMA = (
-    "{{ bos_token }}"
-    "{% if messages[0]['role'] == 'system' %}{{ raise_exception('System role not supported') }}{% endif %}"
-    "{% for m in messages %}{% set role = 'model' if m['role'] == 'assistant' else m['role'] %}"
-    "{{ '<start_of_turn>' + role + '\\n' + m['content'] | trim + '<end_of_turn>\\n' }}{% endfor %}"
-    "{% if add_generation_prompt %}{{ '<start_of_turn>model\\n' }}{% endif %}"
-)
 LLAMA2 = (  # no header for the model, and words that no token delimits
     "{% for m in messages %}{% if m.role == 'user' %}{{ bos_token + '[INST] ' + m.content + ' [/INST]' }}"
     "{% else %}{{ ' ' + m.content + ' ' + eos_token }}{% endif %}{% endfor %}"
 )
-PHI3 = (
-    "{% for m in messages %}{{ '<|' + m.role + '|>\\n' + m.content + '<|end|>\\n' }}{% endfor %}"
-    "{% if add_generation_prompt %}{{ '<|assistant|>\\n' }}{% endif %}"
-)
-
-
-def byte_level() -> Tokenizer:
-    core = Tokenizer(models.BPE())
-    core.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    core.decoder = decoders.ByteLevel()
-    alphabet = pre_tokenizers.ByteLevel.alphabet()
-    core.train_from_iterator(
-        CORPUS, trainers.BpeTrainer(vocab_size=400, initial_alphabet=alphabet, show_progress=False)
-    )
-    return core
-
-
-def special(*words: str) -> list[AddedToken]:
-    return [AddedToken(word, normalized=False, special=True) for word in words]
 
 
 def chatml() -> PreTrainedTokenizerFast:
@@ -83,46 +48,6 @@ def chatml() -> PreTrainedTokenizerFast:
     return PreTrainedTokenizerFast(
         tokenizer_object=core, eos_token="<|im_end|>", pad_token="<|endoftext|>", chat_template=CHATML
     )
-
-
-def llama3() -> PreTrainedTokenizerFast:
-    core = byte_level()
-    words = ["<|begin_of_text|>", "<|end_of_text|>", "<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>"]
-    core.add_special_tokens(special(*words))
-    core.post_processor = processors.TemplateProcessing(
-        single="<|begin_of_text|> $A", special_tokens=[(words[0], core.token_to_id(words[0]))]
-    )
-    return PreTrainedTokenizerFast(
-        tokenizer_object=core, bos_token=words[0], eos_token="<|end_of_text|>", chat_template=LLAMA3
-    )
-
-
-def gemma() -> PreTrainedTokenizerFast:
-    """Control tokens are words of the model's vocabulary; a run of line ends is an added token that is no control."""
-    core = Tokenizer(models.BPE(unk_token="<unk>", fuse_unk=True))
-    core.normalizer = normalizers.Replace(" ", "▁")
-    core.pre_tokenizer = pre_tokenizers.Split(Regex("\n"), "isolated")
-    core.decoder = decoders.Sequence([decoders.Replace("▁", " "), decoders.Fuse()])
-    words = ["<pad>", "<eos>", "<bos>", "<unk>", "<start_of_turn>", "<end_of_turn>"]
-    alphabet = list(string.printable)
-    core.train_from_iterator(
-        CORPUS,
-        trainers.BpeTrainer(
-            vocab_size=300, special_tokens=[*words, "\n\n"], initial_alphabet=alphabet, show_progress=False
-        ),
-    )
-    core = with_plain_token(core, "\n\n")
-    return PreTrainedTokenizerFast(
-        tokenizer_object=core, bos_token="<bos>", eos_token="<eos>", unk_token="<unk>", chat_template=GEMMA
-    )
-
-
-def with_plain_token(core: Tokenizer, content: str) -> Tokenizer:
-    """Make an added token one that is not special."""
-    state = json.loads(core.to_str())
-    for token in state["added_tokens"]:
-        token["special"] = token["special"] and token["content"] != content
-    return Tokenizer.from_str(json.dumps(state))
 
 
 def llama2() -> PreTrainedTokenizerFast:
@@ -137,14 +62,6 @@ def llama2() -> PreTrainedTokenizerFast:
     return PreTrainedTokenizerFast(
         tokenizer_object=core, bos_token="<s>", eos_token="</s>", unk_token="<unk>", chat_template=LLAMA2
     )
-
-
-def phi3() -> PreTrainedTokenizerFast:
-    """Tokens that swallow the white space after them."""
-    core = byte_level()
-    words = ["<|endoftext|>", "<|user|>", "<|assistant|>", "<|end|>", "<|system|>"]
-    core.add_special_tokens([AddedToken(word, normalized=False, special=True, rstrip=True) for word in words])
-    return PreTrainedTokenizerFast(tokenizer_object=core, eos_token="<|endoftext|>", chat_template=PHI3)
 
 
 def merging() -> PreTrainedTokenizerFast:
@@ -178,7 +95,7 @@ def wordpiece() -> PreTrainedTokenizerFast:
     return PreTrainedTokenizerFast(tokenizer_object=core, unk_token="[UNK]", eos_token="[SEP]", chat_template=template)
 
 
-FAMILIES = [build_tokenizer, chatml, llama3, gemma, llama2, phi3, merging, wordpiece]
+FAMILIES = [build_tokenizer, chatml, *families.FAMILIES.values(), llama2, merging, wordpiece]
 _chats: dict[str, Chat] = {}
 
 
@@ -196,7 +113,7 @@ def chat_of(build: Callable[[], PreTrainedTokenizerFast]) -> Chat:
 
 def control_ids(tokenizer: PreTrainedTokenizerFast) -> set[int]:
     """Added tokens that are not white space, without the one that stands for unknown characters."""
-    added = {i for i, token in tokenizer.added_tokens_decoder.items() if token.content.strip()}
+    added = {i for i, token in tokenizer.added_tokens_decoder.items() if token.content.strip(" \n▁")}
     return (added | set(tokenizer.all_special_ids)) - {tokenizer.unk_token_id}
 
 
@@ -212,12 +129,12 @@ def rendered(tokenizer: PreTrainedTokenizerFast, *texts: str) -> list[int]:
 
 
 def test_nano_in_integers() -> None:
-    # <|user|> 3, <|assistant|> 4, <|end|> 5, <think> 6, </think> 7, <action> 8, </action> 9, up 15, down 16, you 25
+    # <|user|> 3, <|assistant|> 4, <|end|> 5, <think> 6, </think> 7, <action> 8, </action> 9, up 18, down 19, you 28
     chat = Chat(build_tokenizer())
-    assert chat.open("you up") == [3, 25, 15, 5, 4]
+    assert chat.open("you up") == [3, 28, 18, 5, 4]
     sampled = chat.encode("<think> down </think> <action> up </action>") + [chat.end_of_turn]
-    assert sampled == [6, 16, 7, 8, 15, 9, 5]
-    assert chat.reply_to("you down") == [3, 25, 16, 5, 4]  # the reply has ended already: no second 5
+    assert sampled == [6, 19, 7, 8, 18, 9, 5]
+    assert chat.reply_to("you down") == [3, 28, 19, 5, 4]  # the reply has ended already: no second 5
     assert chat.stop_token_ids == (5,)
     assert chat.decode(sampled) == "<think> down </think> <action> up </action>"
 
@@ -242,7 +159,9 @@ def test_chatml_in_integers() -> None:
     ("build", "stop"),
     [
         (chatml, ["<|im_end|>"]),
-        (llama3, ["<|eot_id|>", "<|end_of_text|>"]),
+        (llama3, ["<|eot_id|>"]),
+        (qwen2_5, ["<|im_end|>"]),
+        (qwen3, ["<|im_end|>"]),
         (gemma, ["<end_of_turn>", "<eos>"]),
         (llama2, ["</s>"]),
         (phi3, ["<|end|>", "<|endoftext|>"]),
@@ -265,7 +184,7 @@ def test_opening_equals_the_template(family: tuple[PreTrainedTokenizerFast, Chat
     assert chat.open(text) == rendered(tokenizer, text)
 
 
-@pytest.mark.parametrize("build", [build_tokenizer, chatml, llama3, gemma, phi3, wordpiece])
+@pytest.mark.parametrize("build", [build_tokenizer, chatml, *families.FAMILIES.values(), wordpiece])
 def test_conversation_equals_the_template(build: Callable[[], PreTrainedTokenizerFast]) -> None:
     tokenizer = build()
     chat = Chat(tokenizer)
@@ -286,8 +205,9 @@ def test_text_after_the_end_of_turn_is_no_beginning() -> None:
     assert Chat(tokenizer).reply_to("up") == whole[last:]
 
 
-def test_earlier_thinking_stays() -> None:
-    tokenizer = chatml()
+@pytest.mark.parametrize("build", [chatml, qwen3])
+def test_earlier_thinking_stays(build: Callable[[], PreTrainedTokenizerFast]) -> None:
+    tokenizer = build()
     chat = Chat(tokenizer)
     think = tokenizer.convert_tokens_to_ids("<think>")
     reply = chat.encode("<think>the wall</think>\n<action>up</action>") + [chat.end_of_turn]
@@ -296,15 +216,17 @@ def test_earlier_thinking_stays() -> None:
     assert think not in rendered(tokenizer, "go", "<think>the wall</think>\n<action>up</action>", "go")
 
 
-def test_one_bos_at_most() -> None:
-    tokenizer = llama3()
+@pytest.mark.parametrize("build", [llama3, gemma])
+def test_one_bos_at_most(build: Callable[[], PreTrainedTokenizerFast]) -> None:
+    tokenizer = build()
     chat = Chat(tokenizer)
+    assert tokenizer("go up").input_ids[0] == tokenizer.bos_token_id  # the tokenizer has one of its own to add
     assert chat.open("go up").count(tokenizer.bos_token_id) == 1
     assert tokenizer.bos_token_id not in chat.reply_to("go up")
 
 
 def test_the_date_does_not_change_the_prompt() -> None:
-    assert "Today: 01 Jan 2025" in chat_of(llama3).decode(chat_of(llama3).open("go"))
+    assert "Today Date: 01 Jan 2025" in chat_of(llama3).decode(chat_of(llama3).open("go"))
 
 
 def test_a_prompt_that_opens_the_thinking() -> None:
@@ -417,10 +339,23 @@ def test_appending_knows_no_past(build: Callable[[], PreTrainedTokenizerFast], t
 # Tokenizers that cannot be used
 
 
+@pytest.mark.parametrize("build", families.FAMILIES.values())
+def test_our_template_serves_models_without_one(build: Callable[[], PreTrainedTokenizerFast]) -> None:
+    tokenizer = build()
+    tokenizer.chat_template = TEMPLATES["plain"].read_text()
+    chat = Chat(tokenizer)
+    assert chat.stop_token_ids == (tokenizer.eos_token_id,)
+    ids = [*chat.open("go up"), *chat.encode(" up"), chat.end_of_turn, *chat.reply_to("left")]
+    begin, end = str(tokenizer.bos_token or ""), str(tokenizer.eos_token)
+    text = f"{begin}User: go up\n\nAssistant: up{end}\n\nUser: left\n\nAssistant:"
+    assert tokenizer.decode(ids, skip_special_tokens=False, clean_up_tokenization_spaces=False) == text
+    assert ids.count(tokenizer.bos_token_id) == bool(begin)
+
+
 def test_no_chat_template() -> None:
     tokenizer = chatml()
     tokenizer.chat_template = None
-    with pytest.raises(ValueError, match=r"^the tokenizer .* has no chat template: .*chat_template.jinja.*$"):
+    with pytest.raises(ValueError, match=r"^the tokenizer .* has no chat template: .*--model\.chat_template FILE.*$"):
         Chat(tokenizer)
 
 

@@ -1,5 +1,6 @@
 """The command line: every shipped configuration, overlays, bad input in one line, files that are not to be trusted."""
 
+import json
 import os
 import pickle
 import socket
@@ -16,8 +17,10 @@ import yaml
 from wmact import cli
 from wmact.checkpoints import lock
 from wmact.data import RolloutData
-from wmact.models import BUNDLED
+from wmact.export import export
+from wmact.models import BUNDLED, load_tokenizer
 from wmact.ppo import PPO
+from wmact.strategies import check_precision
 from wmact.types import Played
 
 sys.path.insert(0, str(Path(__file__).resolve().parent / "helpers"))
@@ -289,7 +292,10 @@ BAD: dict[str, tuple[Callable[[], list[str]], list[str]]] = {
     "config that is no mapping": (lambda: ["--config", written("x.yaml", "- a\n- b\n")], ["config", "- a - b"]),
     "missing class": (lambda: ["--data.engine", "wmact.engines.Nothing"], ["data.engine", "no attribute 'Nothing'"]),
     "missing model folder": (lambda: ["--model.model", "/no/model"], ["'/no/model'", "no such folder", "'nano'"]),
-    "a hub id without a network": (lambda: ["--model.model", "no/model"], ["'no/model'", "cannot be loaded", "'nano'"]),
+    "a hub id without a network": (
+        lambda: ["--model.model", "no/model"],
+        ["'no/model'", "cannot be loaded", "hf download no/model", "local cache", "'nano'"],
+    ),
     "model folder without config": (
         lambda: ["--model.model", folder_without("config.json")],
         ["model='model'", "no config.json", "give"],
@@ -304,8 +310,17 @@ BAD: dict[str, tuple[Callable[[], list[str]], list[str]]] = {
     ),
     "tokenizer without chat template": (
         lambda: ["--model.model", folder_without("chat_template*")],
-        ["'model'", "no chat template", "use an instruction-tuned model"],
+        ["'model'", "no chat template", "use an instruction-tuned model", "--model.chat_template"],
     ),
+    "a chat template that is not there": (
+        lambda: ["--model.chat_template", "mine.jinja"],
+        ["model.chat_template='mine.jinja'", "no such file", "'plain'"],
+    ),
+    "a chat template that cannot be used": (
+        lambda: ["--model.chat_template", written("mine.jinja", "{{ messages[0].content }}")],
+        ["chat template cannot be used", "once and in order"],
+    ),
+    "half precision": (lambda: ["--trainer.precision", "16-true"], ["precision=16-true", "use 32-true, bf16-mixed"]),
     "context shorter than any prompt": (
         lambda: ["--data.engine.max_model_len", "20"],
         ["context of 20 tokens", "raise data.engine.init_args.max_model_len"],
@@ -349,6 +364,30 @@ def test_bad_input(bad: Callable[[], list[str]], words: list[str], capsys: pytes
 def test_bad_commands(args: list[str], words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     line = refused(capsys, *args)
     assert all(word in line for word in words), line
+
+
+def test_bfloat16_where_there_is_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: including_emulation)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "Tesla T4")
+    check_precision("32-true", torch.device("cuda"))
+    check_precision("bf16-mixed", torch.device("cpu"))
+    with pytest.raises(ValueError, match=r"^trainer\.precision=bf16-mixed: Tesla T4 does not compute in bfloat16; use"):
+        check_precision("bf16-mixed", torch.device("cuda"))
+
+
+def test_a_model_without_a_template_is_given_ours(doors: str, tmp_path: Path) -> None:
+    """It speaks in texts and ends of sequence, and the exported model goes on doing so."""
+    folder = folder_without("chat_template*")
+    words = ["--model.model", folder, "--model.chat_template", "plain", "--trainer.max_epochs", "1"]
+    assert run("fit", "--config", doors, *words) == 0
+    (folder_of_run,) = (tmp_path / "runs" / "doors").iterdir()
+    first = json.loads((folder_of_run / "episodes.jsonl").read_text().splitlines()[0])
+    tokenizer = load_tokenizer(folder)
+    sign = first["observations"][0]
+    opening = tokenizer.encode(f"User: {sign}\n\nAssistant:", add_special_tokens=False)
+    assert first["ids"][: first["turns"][0]["start"]] == opening
+    export(folder_of_run / "checkpoints" / "last.ckpt", tmp_path / "out")
+    assert load_tokenizer(str(tmp_path / "out")).chat_template == load_tokenizer(folder, False, "plain").chat_template
 
 
 def test_a_run_folder_that_cannot_be_written(doors: str, capsys: pytest.CaptureFixture[str]) -> None:

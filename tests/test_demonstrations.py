@@ -7,14 +7,26 @@ from typing import Any
 
 import numpy as np
 import pytest
+import yaml
 
+from wmact import protocol
 from wmact.chat import Chat
 from wmact.data import EnvSpec
-from wmact.demonstrations import BLOCKED, DemonstrationData, Manner, World, demonstrate, play_demonstration
+from wmact.demonstrations import (
+    BLOCKED,
+    DemonstrationData,
+    Manner,
+    Wording,
+    World,
+    demonstrate,
+    play_demonstration,
+)
 from wmact.nano import build_tokenizer
 from wmact.rollout import Limits, Task
 from wmact_envs.maze import MazeEnv, draw, list_cells, move, parse
 
+CONFIG = Path(__file__).resolve().parent.parent / "configs" / "warmstart" / "smollm2.yaml"
+ENGLISH = Wording(**yaml.safe_load(CONFIG.read_text())["data"]["init_args"]["worlds"]["maze"]["wording"])
 SLIPPING = Manner(patience=0.3, short_mean=6, slip=0.4, careless=0.5, impulse=1.0)
 REPLY = re.compile(r"<think> (.*?) </think> <action> (.*?) ?</action>")
 
@@ -165,6 +177,73 @@ def test_the_same_seed_says_the_same_and_another_something_else() -> None:
     assert replies[0] == replies[1] != replies[2]
 
 
+# In other words
+
+
+def in_nanos_words(english: str) -> str:
+    """The thought of a reply, translated back."""
+    (thought,) = re.findall(r"<think>(.*)</think>", english)
+    for pattern, nano in {
+        r"No, it (.*?)\.": r"no \1",
+        r"Going (\w+) (.*?)\.": r"\1 \2",
+        r"leads to (\S+)": r"\1",
+        "hits a wall": BLOCKED,
+        r"I am at (\S+)\.": r"\1",
+    }.items():
+        thought = re.sub(pattern, nano, thought)
+    return thought
+
+
+@pytest.mark.parametrize("manner", [Manner(), SLIPPING])
+def test_english_says_what_nanos_words_say(manner: Manner) -> None:
+    for level in range(8):
+        for seed in range(10):
+            env = maze(level)
+            nano, english = (
+                demonstrate(env, np.random.default_rng(seed), manner, wording) for wording in (Wording(), ENGLISH)
+            )
+            thought, plan = read(nano)
+            assert in_nanos_words(english).split() == thought
+            answer = protocol.parse(english, env.action_names)
+            assert answer.format == "valid"
+            assert answer.actions == [word for word in plan if not word.startswith("(")]
+
+
+def test_english_word_by_word() -> None:
+    env = maze(0)
+    env._loaded = parse("#####\n#P#G#\n#.#.#\n#...#\n#####")
+    env.state = env.maze.start
+    surest = Manner(patience=1.0, insight=1.0, slip=0.0, careless=0.0, impulse=0.0, longest=2)
+    assert demonstrate(env, np.random.default_rng(0), surest, ENGLISH) == (
+        "<think>I am at (1,1). Going down leads to (2,1). Going down leads to (3,1).</think>\n"
+        "<action>down, down</action>"
+    )
+    blundering = Manner(patience=0.0, short_mean=1.0, insight=0.0, notice=0.0, slip=1.0, impulse=0.0)
+    said = {demonstrate(env, np.random.default_rng(seed), blundering, ENGLISH).splitlines()[0] for seed in range(40)}
+    assert said == {
+        "<think>I am at (1,1). Going down hits a wall. No, it leads to (2,1).</think>",
+        *(
+            f"<think>I am at (1,1). Going {action} leads to (1,1). No, it hits a wall.</think>"
+            for action in ("up", "left", "right")
+        ),
+    }
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "known"),
+    [
+        ("step", "Going {move}", "{action} and {outcome}"),
+        ("start", "{}", "{place}"),
+        ("leads", "{place", "{place}"),
+        ("reply", "{thought.text}", "{thought} and {plan}"),
+        ("blocked", "{place}", "nothing"),
+    ],
+)
+def test_a_template_that_cannot_be_filled(name: str, text: str, known: str) -> None:
+    with pytest.raises(ValueError, match=re.escape(f"wording.{name}={text!r}: what can be filled in is {known}")):
+        Wording(**{name: text})
+
+
 def test_the_environment_is_not_changed() -> None:
     env = maze(2)
     before: Any = (env.state, draw(env.maze), env._running, env.np_random.bit_generator.state)
@@ -260,6 +339,16 @@ def test_one_environment_serves_all_batches(
     list(made.train_dataloader())
     assert len(count) == 1
     assert [len(pool) for pool in made._pools.values()] == [1]  # and teardown closes it
+
+
+def test_rules_are_told_where_they_are_to_be(data: Callable[..., DemonstrationData]) -> None:
+    silent, telling = (data(tell_rules=told) for told in (False, True))
+    for made in (silent, telling):
+        next(iter(made.train_dataloader()))
+    # every episode is longer by the same rules, which stand in its first prompt
+    pairs = zip(silent.episodes, telling.episodes, strict=True)
+    (rules,) = {told.turns[0].start - untold.turns[0].start for untold, told in pairs}
+    assert rules > 100
 
 
 def test_worlds_take_turns(data: Callable[..., DemonstrationData]) -> None:

@@ -304,6 +304,11 @@ def test_a_run_without_evaluation_says_so(copy: Run) -> None:
             {"base_model": "Qwen/Qwen3-0.6B"},
             "The weights derive from Qwen/Qwen3-0.6B, whose licence",
         ),
+        (
+            "smollm2",
+            {"base_model": "HuggingFaceTB/SmolLM2-135M-Instruct"},
+            "The weights derive from HuggingFaceTB/SmolLM2-135M-Instruct, whose licence",
+        ),
     ],
 )
 def test_the_base_model_is_named(model: str, metadata: dict[str, str], licence: str, untied: Run) -> None:
@@ -338,7 +343,8 @@ def test_a_warm_start_is_told_as_one(tmp_path: Path) -> None:
     assert "| algorithm | wmact.sft.SFT |" in text
     assert "| training | 3 steps, each on 2 demonstrated episodes |" in text
     assert "| reward |" not in text
-    assert read_terms("agent").envs == [EnvSpec("wmact_envs:wmact/Maze-v0", {"layout": "cells"})]
+    games = [f"wmact_envs:wmact/{name}-v0" for name in ("Maze", "Sokoban", "Taxi")]
+    assert read_terms("agent").envs == [EnvSpec(game, {"layout": "cells"}) for game in games]
     saved, exported = (AutoModelForCausalLM.from_pretrained(folder) for folder in ("saved", "agent"))
     assert torch.equal(logits(saved), logits(exported))
 

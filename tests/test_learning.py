@@ -110,6 +110,6 @@ def test_the_warm_start_learns_to_speak(tmp_path: Path) -> None:
     assert watch.nll[0] == pytest.approx(5.74, abs=0.3)
     assert sum(watch.nll[-5:]) / 5 < 3.0  # 2.3 when this was written
     saved = PPO(model=str(tmp_path / "end"))  # the folder is a model like any other
-    for name, weight in module.weights():
-        assert torch.equal(dict(saved.weights())[name], weight)
+    for name, weight in module.weights().items():
+        assert torch.equal(saved.weights()[name], weight)
     assert load_tokenizer(str(tmp_path / "end")).get_vocab() == load_tokenizer(start).get_vocab()

@@ -1,8 +1,11 @@
 """Packed batches against one forward pass an episode, by transformers' own attention."""
 
 import copy
+import hashlib
 import shutil
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -317,6 +320,69 @@ def test_an_unknown_hub_id_offline(load: Callable[[str], Any], monkeypatch: pyte
     with pytest.raises(ValueError, match="model=") as error:
         load("wmact-tests/no-such-model")
     one_line(error, "wmact-tests/no-such-model", "cannot be loaded")
+    assert "`hf download wmact-tests/no-such-model --local-dir FOLDER`" in str(error.value)
+
+
+@pytest.fixture
+def hub(tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
+    """A hub on this machine that has one model, tests/tiny, and an empty cache; what it was asked for."""
+    asked: list[str] = []
+
+    class Hub(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            asked.append(self.path)
+            name = self.path.partition("/tests/tiny/resolve/main/")[2]
+            file = tiny_model / name
+            body = file.read_bytes() if name and file.is_file() else b""
+            self.send_response(200 if body else 404)
+            self.send_header("Content-Length", str(len(body)))
+            self.send_header("X-Repo-Commit", "0" * 40)
+            self.send_header("ETag", f'"{hashlib.sha1(body).hexdigest()}"')
+            if not body:
+                self.send_header("X-Error-Code", "EntryNotFound" if "/tests/tiny/" in self.path else "RepoNotFound")
+            self.end_headers()
+            if self.command == "GET":
+                self.wfile.write(body)
+
+        do_HEAD = do_GET
+
+        def log_message(self, *args: Any) -> None:
+            pass
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Hub)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    url = f"http://127.0.0.1:{server.server_port}"
+    for name, value in {
+        "ENDPOINT": url,
+        "HUGGINGFACE_CO_URL_TEMPLATE": url + "/{repo_id}/resolve/{revision}/{filename}",
+        "HF_HUB_CACHE": str(tmp_path / "cache"),
+        "HF_HUB_OFFLINE": False,
+    }.items():
+        monkeypatch.setattr(f"huggingface_hub.constants.{name}", value)
+    monkeypatch.setattr("huggingface_hub.hf_api.api.endpoint", url)
+    monkeypatch.setattr("transformers.utils.hub._hf_api", None)  # it would go on asking the hub it knew
+    yield asked
+    server.shutdown()
+    server.server_close()
+
+
+def test_a_hub_id_comes_from_the_hub_and_then_from_its_cache(
+    hub: list[str], tiny_model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    expected = dict(Policy(str(tiny_model)).named_parameters())
+    for there in (True, False):
+        monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", not there)
+        hub.clear()
+        policy, tokenizer = Policy("tests/tiny"), load_tokenizer("tests/tiny")
+        assert all(p.equal(expected[name]) for name, p in policy.named_parameters())
+        assert tokenizer.get_vocab() == load_tokenizer(str(tiny_model)).get_vocab()
+        assert tokenizer.chat_template
+        assert ("/tests/tiny/resolve/main/model.safetensors" in hub) == there
+        assert bool(hub) == there
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
+    with pytest.raises(ValueError, match="model=") as error:
+        Policy("tests/other")
+    one_line(error, "tests/other", "cannot be loaded")
 
 
 def test_names_that_are_resolved(tmp_path: Path) -> None:

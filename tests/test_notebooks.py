@@ -88,7 +88,7 @@ def show(name: str, found: dict[str, Any], missing: dict[str, Any]) -> Shown:
         text="".join(output.text for output in shown if output.output_type == "stream"),
         markdown="\n".join(each["text/markdown"] for each in data if "text/markdown" in each),
         html="\n".join(each["text/html"] for each in data if "text/html" in each),
-        refusal=[re.sub(r"\x1b\[[0-9;]*m", "", line) for output in refused for line in output.traceback],
+        refusal=[re.sub(r"\x1b\[[0-9;]*m", "", line).strip() for output in refused for line in output.traceback],
     )
 
 

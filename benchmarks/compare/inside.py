@@ -50,11 +50,12 @@ class Given(L.LightningDataModule):
         return Plays(lambda: self.batch)
 
 
-def fit(host: Host, batch: Batch, act: Callable[[Host, Batch], None]) -> None:
+def fit(host: Host, batch: Batch, act: Callable[[Host, Batch], None], precision: Any = "32-true") -> None:
     """Call `act` with the host and the batch inside a training step of Lightning's trainer."""
     host.act = act
     trainer = L.Trainer(
         accelerator="cpu",
+        precision=precision,
         max_epochs=1,
         logger=False,
         enable_checkpointing=False,

@@ -22,7 +22,6 @@ from wmact.types import Episode
 
 disable_progress_bar()
 
-MODEL = "nano"
 LIMITS = Limits(turn_tokens=160, episode_tokens=1024)  # as configs/maze.yaml has it
 TURNS = 6
 SAMPLES = 8
@@ -136,9 +135,9 @@ def make_envs(count: int) -> list[gymnasium.Env[str, str]]:
     return [make("wmact_envs:wmact/Maze-v0", layout="cells", disable_env_checker=True) for _ in range(count)]
 
 
-def random_episodes(levels: int) -> list[Episode]:
+def random_episodes(levels: int, model: str) -> list[Episode]:
     """Episodes played by `RandomEngine` in real mazes; a quarter of them are given a reward, so there is contrast."""
-    chat, todo = ScriptedChat(load_tokenizer(MODEL)), tasks(levels)
+    chat, todo = ScriptedChat(load_tokenizer(model)), tasks(levels)
     engine: Engine = Prescribed(RandomEngine())
     episodes = play(make_envs(len(todo)), todo, engine, chat, max_turns=TURNS, limits=LIMITS, tell_rules=False)
     for episode in episodes[::4]:

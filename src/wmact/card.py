@@ -14,6 +14,7 @@ from typing import Any
 import yaml
 
 import wmact
+from wmact import smollm2
 from wmact.data import EnvSpec, Variant
 from wmact.loggers import read_metrics
 from wmact.models import BUNDLED
@@ -109,6 +110,8 @@ def base_model(model: str) -> tuple[str, bool]:
     """Return the name of what was trained, without where it lay, and whether it is a hub id."""
     if model in BUNDLED:
         return model, False
+    if model == "smollm2":
+        return smollm2.ORIGIN, True
     return (Path(model).name, False) if Path(model).expanduser().is_dir() else (model, True)
 
 
@@ -134,6 +137,8 @@ def facts(exported: Exported) -> dict[str, str]:
         "algorithm": str(public(config["model"]["class_path"])),
         "base model": base_model(config["model"]["init_args"]["model"])[0],
     }
+    if lora := config["model"]["init_args"].get("lora"):
+        known["adapters"] = f"LoRA, rank {lora['r']}, alpha {lora['alpha']}, added to the weights"
     if "episodes_a_batch" in data:
         known["training"] = f"{steps:,} steps, each on {data['episodes_a_batch']} demonstrated episodes"
     else:

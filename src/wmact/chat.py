@@ -49,7 +49,7 @@ class Chat:
         if not tokenizer.chat_template:
             raise ValueError(
                 f"the tokenizer {tokenizer.name_or_path!r} has no chat template: "
-                "use an instruction-tuned model, or put a chat_template.jinja into the model's folder"
+                "use an instruction-tuned model, or give a template: --model.chat_template FILE, or plain for ours"
             )
         self._tokenizer = tokenizer
         control = {i: token for i, token in backend.get_added_tokens_decoder().items() if _controls(token.content)}
@@ -89,7 +89,9 @@ class Chat:
 
     def encode(self, text: str) -> list[int]:
         """Ids of a reply written in the model's place, such as a demonstration; control tokens in it are real."""
-        return list(self._tokenizer.encode(text, add_special_tokens=False))
+        # After a control token, as a reply is: where a text begins, some tokenizers add a space.
+        end = str(self._tokenizer.convert_ids_to_tokens(self.end_of_turn))
+        return list(self._tokenizer.encode(end + text, add_special_tokens=False))[1:]
 
     def decode(self, ids: list[int]) -> str:
         """A reply's text without special tokens, except tags such as ``<think>``."""

@@ -86,9 +86,10 @@ def check_checkpoint(path: str, model: LightningModule) -> None:
     """
     checkpoint = read_checkpoint(path)
     weights = checkpoint["state_dict"]
-    before, now = (dict(each).get("critic") for each in (checkpoint.get("hyper_parameters", {}), model.hparams))
-    if before != now:
-        raise ValueError(f"ckpt_path={path!r} was trained with critic={before!r}, but model.critic={now!r}")
+    for name in ("critic", "lora"):
+        before, now = (dict(each).get(name) for each in (checkpoint.get("hyper_parameters", {}), model.hparams))
+        if before != now:
+            raise ValueError(f"ckpt_path={path!r} was trained with {name}={before!r}, but model.{name}={now!r}")
     ours = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
     theirs = {name: tuple(tensor.shape) for name, tensor in weights.items()}
     for name in [*ours, *theirs]:
@@ -98,3 +99,5 @@ def check_checkpoint(path: str, model: LightningModule) -> None:
                 f"ckpt_path={path!r} is of another model: {name} is {there} in the checkpoint and {here} in the model; "
                 "give it with the settings it was trained with, which are in the config.yaml of its run"
             )
+    if "base_model" in weights and not torch.equal(weights["base_model"], model.state_dict()["base_model"]):
+        raise ValueError(f"ckpt_path={path!r} has adapters for another base: give model.model the weights it had then")

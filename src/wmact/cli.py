@@ -37,7 +37,7 @@ from wmact.data import RolloutData
 from wmact.loggers import open_run_folder, run_folder_of
 from wmact.module import AgentModule
 from wmact.processes import place, require_same, tells
-from wmact.strategies import Signals, check_strategy, end_others_at_exit
+from wmact.strategies import Signals, check_precision, check_strategy, end_others_at_exit
 from wmact.types import RolloutInterrupted, TrainingStopped
 from wmact.view import printable
 
@@ -80,6 +80,7 @@ class CLI(LightningCLI):
         parser.add_lightning_class_args(TurnSchedule, "annealing", subclass_mode=True, required=False)
         parser.link_arguments("model.init_args.model", "data.init_args.model")
         parser.link_arguments("model.init_args.trust_remote_code", "data.init_args.trust_remote_code")
+        parser.link_arguments("model.init_args.chat_template", "data.init_args.chat_template")
         parser.link_arguments("data.init_args.temperature", "model.init_args.temperature")
         parser.link_arguments("seed_everything", "data.init_args.seed")
 
@@ -98,6 +99,7 @@ class CLI(LightningCLI):
     def after_instantiate_classes(self) -> None:
         """Look at the checkpoint before anything is written, then open one folder for all: that of a resumed run."""
         check_strategy(self.trainer.strategy)
+        check_precision(self.trainer.precision, self.trainer.strategy.root_device)
         self.trainer._signal_connector = Signals(self.trainer)
         end_others_at_exit(self.trainer.strategy)
         ckpt_path = self._get(self.config, "ckpt_path")

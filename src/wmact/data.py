@@ -139,6 +139,7 @@ class RolloutData(L.LightningDataModule):
         max_error_share: stop when more of a batch's episodes than this end in an error of the environment.
         seed: of levels and sampling; set by seed_everything.
         trust_remote_code: set by the trainer's.
+        chat_template: set by the trainer's.
     """
 
     def __init__(
@@ -163,6 +164,7 @@ class RolloutData(L.LightningDataModule):
         max_error_share: float = 0.25,
         seed: int = 0,
         trust_remote_code: bool = False,
+        chat_template: str | None = None,
     ) -> None:
         super().__init__()
         counts = {"groups": groups, "samples": samples, "max_turns": max_turns, "concurrency": concurrency}
@@ -181,7 +183,7 @@ class RolloutData(L.LightningDataModule):
         self.concurrency = concurrency
         self.validation, self.testing = validation, testing
         self.max_logprob_gap, self.max_error_share = max_logprob_gap, max_error_share
-        self.seed, self.trust_remote_code = seed, trust_remote_code
+        self.seed, self.trust_remote_code, self.chat_template = seed, trust_remote_code, chat_template
         self.turn_budget = max_turns
         self.cursor = 0  # levels drawn so far
         self.episodes: list[Episode] = []
@@ -195,7 +197,7 @@ class RolloutData(L.LightningDataModule):
 
     def setup(self, stage: str) -> None:
         """Check what can be checked before the engine starts: tokenizer, chat template, environments."""
-        self._chat = Chat(load_tokenizer(self.model, self.trust_remote_code))
+        self._chat = Chat(load_tokenizer(self.model, self.trust_remote_code, self.chat_template))
         for spec in [self.env, *self.val.values(), *self.test.values()]:
             spec.make().close()
 
@@ -404,7 +406,7 @@ class RolloutData(L.LightningDataModule):
                 temperature=self.temperature if temperature is None else temperature,
             )
         if self._loaded != module.global_step:
-            weights = dict(module.weights())
+            weights = module.weights()
             with together():
                 self.engine.load_weights(weights.items())
             self._verify(self.engine, module)

@@ -1,13 +1,14 @@
 """Imperfect demonstrations for the warm start: an explorer that loses patience thinks aloud and acts.
 
-A thought simulates moves: where am I, where does this action take me, or does nothing come of it ("(none)"). The
-explorer goes into what it has not tried yet, sometimes into a wall or the wrong way, and turns back from dead ends;
-where there is no way back it says "stuck" and begins again. Now and then it claims something false and corrects it
-("no"). It could find any goal by thought alone, but it seldom has the patience: most thoughts stop after a few moves,
-and it acts on what it has. So a model learns from it *how to simulate*, which is right nearly always, and a habit of
-thinking too little, which is for reinforcement to break.
+A thought simulates moves: where am I, where does this action take me, or does nothing come of it. The explorer goes
+into what it has not tried yet, sometimes into a wall or the wrong way, and turns back from dead ends; where there is no
+way back it says so and begins again. Now and then it claims something false and corrects it. It could find any goal by
+thought alone, but it seldom has the patience: most thoughts stop after a few moves, and it acts on what it has. So a
+model learns from it *how to simulate*, which is right nearly always, and a habit of thinking too little, which is for
+reinforcement to break.
 
 Nothing here knows a particular environment: the environment's own copy is the simulator, and its words tell the state.
+What is said around them is a matter of `Wording`: nano's few words, or English for a model that speaks it.
 """
 
 import copy
@@ -58,7 +59,68 @@ class Manner:
     longest: int = 40
 
 
-def demonstrate(env: Any, rng: np.random.Generator, manner: Manner) -> str:
+FILLED_IN: dict[str, tuple[str, ...]] = {
+    "start": ("place",),
+    "step": ("action", "outcome"),
+    "leads": ("place",),
+    "blocked": (),
+    "correction": ("outcome",),
+    "stuck": ("place",),
+    "planned": ("action", "outcome"),
+    "reply": ("thought", "plan"),
+}
+"""What the templates of a `Wording` may name."""
+
+
+@dataclass(frozen=True)
+class Wording:
+    """What a demonstrator's words are: templates, whose braces are filled. The defaults are nano's language.
+
+    The environment's own words for an action and for a place stay as they are. Thoughts in other words than the
+    defaults' cannot be read by `world_model.py`: leave its evaluation off.
+
+    Args:
+        start: opens a thought; {place} is where it begins.
+        step: a simulated move; {action}, and as {outcome} what comes of it: one of the next two.
+        leads: the outcome of an action that changes something, with its {place}.
+        blocked: the outcome of one that changes nothing.
+        correction: takes the outcome before it back; {outcome} is the right one.
+        stuck: begins again, at {place}.
+        planned: an action of the plan; {action} and {outcome}.
+        between: stands between the actions of a plan.
+        reply: the whole; {thought} and {plan}.
+    """
+
+    start: str = "{place}"
+    step: str = "{action} {outcome}"
+    leads: str = "{place}"
+    blocked: str = BLOCKED
+    correction: str = f"{RETRACTED} {{outcome}}"
+    stuck: str = f"{STUCK} {{place}}"
+    planned: str = "{action} {outcome}"
+    between: str = " "
+    reply: str = "<think> {thought} </think> <action> {plan} </action>"
+
+    def __post_init__(self) -> None:
+        for name, words in FILLED_IN.items():
+            text = getattr(self, name)
+            try:
+                text.format(**dict.fromkeys(words, ""))
+            except (AttributeError, LookupError, ValueError) as error:
+                known = " and ".join(f"{{{word}}}" for word in words) or "nothing"
+                raise ValueError(f"wording.{name}={text!r}: what can be filled in is {known}") from error
+
+    def outcome(self, place: str | None) -> str:
+        """What comes of an action: the place it leads to, or None where it changes nothing."""
+        return self.blocked if place is None else self.leads.format(place=place)
+
+
+def demonstrate(
+    env: Any,
+    rng: np.random.Generator,
+    manner: Manner,
+    wording: Wording = Wording(),
+) -> str:
     """Return one reply for the environment's current state: a thought, and an action set that follows from it.
 
     Args:
@@ -67,36 +129,38 @@ def demonstrate(env: Any, rng: np.random.Generator, manner: Manner) -> str:
     patient = rng.random() < manner.patience
     moves = manner.longest if patient else min(manner.longest, int(rng.geometric(1 / manner.short_mean)))
     simulator = copy.copy(env)
-    thought = [simulator.place()]
+    thought = [wording.start.format(place=simulator.place())]
     tried: dict[Any, list[str]] = {}  # state → actions taken from it in thought, the last one last
     for _ in range(moves):
         before, before_place = simulator.state, simulator.place()
         action = choose(simulator, tried.setdefault(before, []), rng, manner)
         _, _, terminated, _, info = simulator.step(action)
-        outcome = simulator.place() if info["effective"] else BLOCKED
-        thought.append(action)
+        place = simulator.place() if info["effective"] else None
         if rng.random() < manner.slip:
-            thought += [before_place if outcome == BLOCKED else BLOCKED, RETRACTED]
-        thought.append(outcome)
+            wrong = wording.outcome(before_place if place is None else None)
+            thought.append(wording.step.format(action=action, outcome=wrong))
+            thought.append(wording.correction.format(outcome=wording.outcome(place)))
+        else:
+            thought.append(wording.step.format(action=action, outcome=wording.outcome(place)))
         tried[before].append(action)
         if terminated:
             break
         if info["deadlock"] and rng.random() < manner.retreat:
             simulator = copy.copy(env)
-            thought += [STUCK, simulator.place()]
+            thought.append(wording.stuck.format(place=simulator.place()))
     plan = []
     actor = copy.copy(env)
     while actor.state != simulator.state:  # following the last exits leaves out every detour of the thought
         if rng.random() < manner.careless:
             action = str(rng.choice(env.action_names))
             if not copy.copy(actor).step(action)[-1]["effective"]:
-                plan += [action, BLOCKED]
+                plan.append(wording.planned.format(action=action, outcome=wording.outcome(None)))
         action = next(a for a in reversed(tried[actor.state]) if copy.copy(actor).step(a)[-1]["effective"])
         actor.step(action)
-        plan += [action, actor.place()]
+        plan.append(wording.planned.format(action=action, outcome=wording.outcome(actor.place())))
     if not plan or rng.random() < manner.impulse:
         plan += rng.choice(env.action_names, size=rng.integers(1, 3)).tolist()
-    return f"<think> {' '.join(thought)} </think> <action> {' '.join(plan)} </action>"
+    return wording.reply.format(thought=" ".join(thought), plan=wording.between.join(plan))
 
 
 def choose(simulator: Any, tried: list[str], rng: np.random.Generator, manner: Manner) -> str:
@@ -111,13 +175,22 @@ def choose(simulator: Any, tried: list[str], rng: np.random.Generator, manner: M
     return str(rng.choice(options))
 
 
-def play_demonstration(env: Any, task: Task, chat: Chat, limits: Limits, max_turns: int, manner: Manner) -> Episode:
+def play_demonstration(
+    env: Any,
+    task: Task,
+    chat: Chat,
+    limits: Limits,
+    max_turns: int,
+    manner: Manner,
+    wording: Wording = Wording(),
+    tell_rules: bool = False,
+) -> Episode:
     """Play one level with the demonstrator in the model's place; what it writes counts as sampled."""
     rng = np.random.default_rng(task.seed)
-    player = Player(env, task, chat, limits, told=False)
+    player = Player(env, task, chat, limits, tell_rules)
     player.reset()
     while player.episode.stop_reason is None:
-        ids = chat.encode(demonstrate(env.unwrapped, rng, manner)) + [chat.end_of_turn]
+        ids = chat.encode(demonstrate(env.unwrapped, rng, manner, wording)) + [chat.end_of_turn]
         request = Request(0, player.episode.ids, limits.turn_tokens, 0)
         player.answer(Completion(0, ids, [0.0] * len(ids), stopped=True), request, max_turns)
     return player.episode
@@ -130,10 +203,12 @@ class World:
     Args:
         env: the environment.
         manner: how the demonstrator thinks and acts in it.
+        wording: in which words.
     """
 
     env: EnvSpec
     manner: Manner = Manner()
+    wording: Wording = Wording()
 
 
 class DemonstrationData(RolloutData):
@@ -184,7 +259,8 @@ class DemonstrationData(RolloutData):
                 level %= getattr(env.unwrapped, "num_levels", None) or 2**31
                 turns = 1 + seed % self.max_turns  # of all lengths: a board told again and again teaches little
                 task = Task(level, 0, seed)
-                episodes.append(play_demonstration(env, task, self._chat, self.limits, turns, world.manner))
+                how = (world.manner, world.wording, self.tell_rules)
+                episodes.append(play_demonstration(env, task, self._chat, self.limits, turns, *how))
         self.episodes = episodes
         return collate(episodes)
 

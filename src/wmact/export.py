@@ -28,7 +28,8 @@ from wmact.chat import Chat
 from wmact.checkpoints import read_checkpoint
 from wmact.commands import CommandParser
 from wmact.loggers import run_folder_of
-from wmact.models import load_tokenizer, resolve_model
+from wmact.lora import LoRA, Weights, adapted, fingerprint
+from wmact.models import load_model, load_tokenizer, resolve_model
 from wmact.study_file import read_yaml
 from wmact.terms import terms_of, write_terms
 
@@ -66,19 +67,23 @@ def read_config(run: Path) -> dict[str, Any]:
 def load_policy(checkpoint: dict[str, Any], model: str, dtype: torch.dtype | None, trusted: bool) -> PreTrainedModel:
     """Return the policy of a checkpoint as a model of transformers; it cannot compute, only be saved.
 
+    Adapters are added to the weights of the base model.
+
     Args:
         checkpoint: as `read_checkpoint` returns it.
-        model: the base model, of which the configuration is taken and no weight.
+        model: the base model, of which the configuration is taken, and weights only where there are adapters.
         dtype: of the weights; None leaves that of the checkpoint.
         trusted: run code that comes with the base model.
 
     Raises:
-        ValueError: the checkpoint has no policy, or one that is not of this model.
+        ValueError: the checkpoint has no policy, or one that is not of this model or not for it.
     """
     state = checkpoint["state_dict"]
     weights = {name.removeprefix(POLICY): weight for name, weight in state.items() if name.startswith(POLICY)}
     if not weights:
         raise ValueError(f"the checkpoint holds no policy: none of its weights is named {POLICY}…")
+    if lora := checkpoint.get("hyper_parameters", {}).get("lora"):
+        return _merged(load_model(model, trusted), LoRA(**lora), state["base_model"], weights, dtype)
     dtype = dtype or next(weight.dtype for weight in weights.values() if weight.is_floating_point())
     config = AutoConfig.from_pretrained(resolve_model(model), trust_remote_code=trusted)
     with torch.device("meta"):  # the weights are those of the checkpoint: none is drawn, none held twice
@@ -93,6 +98,19 @@ def load_policy(checkpoint: dict[str, Any], model: str, dtype: torch.dtype | Non
         raise ValueError(f"the policy does not fit its base model {model!r}; was that replaced? ({reason})") from None
     policy.tie_weights()
     return policy
+
+
+def _merged(
+    base: PreTrainedModel, lora: LoRA, known: torch.Tensor, adapters: dict[str, torch.Tensor], dtype: torch.dtype | None
+) -> PreTrainedModel:
+    if not torch.equal(fingerprint(base), known):
+        raise ValueError("the adapters are for another base model than the one that is there now; was it replaced?")
+    network = adapted(base, lora)
+    network.load_state_dict(adapters, strict=False)
+    weights = Weights(network)
+    for name, parameter in base.named_parameters():
+        parameter.data = weights[name].to(dtype or parameter.dtype)
+    return base
 
 
 def check_tokenizer(chat: Chat, run: Path) -> None:
@@ -188,7 +206,7 @@ def export(ckpt: Path, target: Path, test: Path | None = None, dtype: torch.dtyp
     played = environments(data)
     told = [replace(spec, kwargs=public(spec.kwargs)) for spec in played]
     model, trusted = str(init.get("model")), init.get("trust_remote_code") is True
-    tokenizer = load_tokenizer(model, trusted)
+    tokenizer = load_tokenizer(model, trusted, init.get("chat_template"))
     chat = Chat(tokenizer)
     check_tokenizer(chat, run)
     policy = load_policy(checkpoint, model, dtype, trusted)

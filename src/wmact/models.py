@@ -26,10 +26,12 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
+from wmact import smollm2
 from wmact.types import Batch
 
 LOGIT_BUDGET = 2**24  # entries of logits in memory at once: 64 MiB in float32
 BUNDLED = {"nano": Path(__file__).parent / "assets" / "nano"}
+TEMPLATES = {"plain": Path(__file__).parent / "assets" / "plain.jinja"}
 
 
 def packed_attention(
@@ -73,20 +75,23 @@ AttentionInterface.register("wmact_packed", packed_attention)
 
 
 def resolve_model(model: str) -> str:
-    """Return the folder of a bundled model ("nano") or a local folder, checked, or a hub id as it is.
+    """Return the folder of "nano" or "smollm2" or a local folder, checked, or a hub id as it is.
 
     Raises:
         ValueError: a path that does not exist, or a folder that holds no model.
+        ModuleNotFoundError, OSError: "smollm2" cannot be made here (`smollm2.py`).
     """
     if model in BUNDLED:
         return str(BUNDLED[model])
+    if model == "smollm2":
+        return smollm2.folder()
     path = Path(model).expanduser()
     if path.is_dir():
         if not (path / "config.json").is_file():
             raise ValueError(f"model={model!r}: the folder has no config.json; give a Hugging Face model folder")
         return str(path)
     if path.is_absolute() or model.startswith((".", "~")) or model.count("/") > 1:
-        raise ValueError(f"model={model!r}: no such folder; give a model folder, a hub id, or 'nano'")
+        raise ValueError(f"model={model!r}: no such folder; give a model folder, a hub id, 'nano' or 'smollm2'")
     return model
 
 
@@ -97,36 +102,54 @@ def _one_line_errors(model: str, what: str) -> Iterator[None]:
         yield
     except (OSError, ValueError, ImportError, KeyError, RuntimeError, SafetensorError) as error:
         reason = " ".join(str(error).split())[:200]
+        there = "" if Path(model).is_dir() else f" (such as `hf download {model} --local-dir FOLDER` writes)"
         raise ValueError(
-            f"model={model!r}: {what} cannot be loaded; give a Hugging Face model folder, an id that the hub (or its "
-            f"local cache) has, or 'nano' ({reason})"
+            f"model={model!r}: {what} cannot be loaded; give a Hugging Face model folder{there}, an id that the hub "
+            f"(or its local cache) has, or 'nano' ({reason})"
         ) from error
 
 
-def load_tokenizer(model: str, trust_remote_code: bool = False) -> PreTrainedTokenizerBase:
+def load_tokenizer(
+    model: str, trust_remote_code: bool = False, chat_template: str | None = None
+) -> PreTrainedTokenizerBase:
     """Load the tokenizer of a model folder or hub id.
 
+    Args:
+        chat_template: file of another chat template than the tokenizer's own, or "plain" for the bundled one.
+
     Raises:
-        ValueError: there is none.
+        ValueError: there is none, or no such file.
     """
     folder = resolve_model(model)
     with _one_line_errors(model, "a tokenizer"):
         if Path(folder).is_dir() and not list(Path(folder).glob("tokenizer*")):
             raise ValueError("the folder holds no tokenizer files (tokenizer.json, tokenizer_config.json)")
-        return AutoTokenizer.from_pretrained(folder, trust_remote_code=trust_remote_code)
+        tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=trust_remote_code)
+    if chat_template is not None:
+        path = TEMPLATES.get(chat_template, Path(chat_template).expanduser())
+        if not path.is_file():
+            raise ValueError(f"model.chat_template={chat_template!r}: no such file; give a Jinja file, or 'plain'")
+        tokenizer.chat_template = path.read_text(encoding="utf-8")
+    return tokenizer
 
 
-def _load(kind: Any, model: str, trust_remote_code: bool) -> PreTrainedModel:
-    """In training mode; on the meta device without weights, for which a folder with a config.json is enough."""
+def load_model(model: str, trust_remote_code: bool = False) -> PreTrainedModel:
+    """Load a causal language model that reads packed batches, from a model folder or hub id.
+
+    On the meta device it has no weights, and a folder with a config.json is enough.
+
+    Raises:
+        ValueError: there is none.
+    """
     folder = resolve_model(model)
     if torch.get_default_device().type == "meta":
         with _one_line_errors(model, "its configuration"):
             config = AutoConfig.from_pretrained(folder, trust_remote_code=trust_remote_code)
-            return kind.from_config(
+            return AutoModelForCausalLM.from_config(
                 config, dtype=torch.float32, attn_implementation="wmact_packed", trust_remote_code=trust_remote_code
             ).train()
     with _one_line_errors(model, "its weights"):
-        loaded = kind.from_pretrained(
+        loaded = AutoModelForCausalLM.from_pretrained(
             folder,
             dtype=torch.float32,  # the weights that are trained; the trainer's precision decides what computes
             attn_implementation="wmact_packed",
@@ -139,7 +162,7 @@ class Policy(nn.Module):
     """A causal language model that scores packed batches.
 
     Args:
-        model: folder, hub id, or "nano"; or a model that is there already, with attention "wmact_packed".
+        model: folder, hub id, "nano" or "smollm2"; or a model that is there already, with attention "wmact_packed".
         temperature: of the sampling whose distribution is scored.
         gradient_checkpointing: recompute activations in the backward pass; less memory, a third more compute.
     """
@@ -154,7 +177,7 @@ class Policy(nn.Module):
         super().__init__()
         if temperature <= 0:
             raise ValueError(f"temperature={temperature}: must be above 0")
-        self.lm = _load(AutoModelForCausalLM, model, trust_remote_code) if isinstance(model, str) else model
+        self.lm = load_model(model, trust_remote_code) if isinstance(model, str) else model
         self.temperature = temperature
         if gradient_checkpointing:
             self.lm.gradient_checkpointing_enable()
@@ -207,11 +230,12 @@ class Critic(nn.Module):
 
     @classmethod
     def from_pretrained(
-        cls, model: str, gradient_checkpointing: bool = False, trust_remote_code: bool = False
+        cls, model: str | PreTrainedModel, gradient_checkpointing: bool = False, trust_remote_code: bool = False
     ) -> "Critic":
-        """A critic whose trunk starts from a model's weights."""
+        """A critic whose trunk starts from a model's weights, or is that of a model that is there already."""
         # Not by AutoModel, which for an untied model reports at length that it has no use for the output layer.
-        trunk: Any = _load(AutoModelForCausalLM, model, trust_remote_code).base_model
+        lm = load_model(model, trust_remote_code) if isinstance(model, str) else model
+        trunk: Any = lm.base_model
         if gradient_checkpointing:
             trunk.gradient_checkpointing_enable()
         return cls(trunk, trunk.config.get_text_config().hidden_size)

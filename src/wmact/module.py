@@ -1,8 +1,9 @@
 """What every training algorithm here shares: the policy, the one optimizer step, evaluation and guards."""
 
 import math
-from collections.abc import Iterator
+from collections.abc import Mapping
 from contextlib import nullcontext
+from dataclasses import asdict
 from typing import Any
 
 import lightning as L
@@ -10,12 +11,19 @@ import torch
 from lightning.pytorch.strategies import ParallelStrategy
 from torch import Tensor, nn
 from torchmetrics import MeanMetric
+from transformers import PreTrainedModel
 
 from wmact import losses
+from wmact.lora import LoRA, Weights, fingerprint
 from wmact.metrics import EpisodeMetrics
-from wmact.models import Critic, Policy, shard
+from wmact.models import Critic, Policy, load_model, shard
 from wmact.processes import largest, sum_gradients, together, total, whole
 from wmact.types import Batch, Played, TrainingStopped
+
+
+def trainable(network: nn.Module) -> list[nn.Parameter]:
+    """The parameters that an optimizer is for: all, or with LoRA the adapters'."""
+    return [parameter for parameter in network.parameters() if parameter.requires_grad]
 
 
 class AgentModule(L.LightningModule):
@@ -26,6 +34,7 @@ class AgentModule(L.LightningModule):
 
     policy: Policy
     skipped: Tensor
+    base_model: Tensor | None
 
     def __init__(self, max_grad_norm: float, max_skipped: int, max_mismatch_kl: float) -> None:
         super().__init__()
@@ -41,6 +50,7 @@ class AgentModule(L.LightningModule):
         self.max_skipped = max_skipped
         self.max_mismatch_kl = max_mismatch_kl
         self.register_buffer("skipped", torch.zeros(2, dtype=torch.long))  # in a row, in all
+        self.register_buffer("base_model", None)  # with LoRA: (1,) int64, which base the adapters are for
         # By variant, made when its first episodes come. No ModuleDict: it refuses names such as "train" or "maze.11".
         self.evaluation: dict[str, EpisodeMetrics] = {}
         self.world_model: dict[str, MeanMetric] = {}  # by variant/figure
@@ -59,10 +69,30 @@ class AgentModule(L.LightningModule):
                 if isinstance(network, Policy | Critic):
                     shard(network, self.device_mesh["data_parallel"], computes_in)
 
-    def weights(self) -> Iterator[tuple[str, Tensor]]:
-        """The policy's parameters by their Hugging Face names, for an engine; all processes must go through them."""
-        for name, parameter in self.policy.lm.named_parameters():
-            yield name, whole(parameter.detach())
+    def load_base(self, model: str, lora: LoRA | None, trust_remote_code: bool) -> str | PreTrainedModel:
+        """What networks start from: the name of the model; with LoRA the model itself, loaded once and frozen."""
+        self.settings["lora"] = lora and asdict(lora)  # a checkpoint holds data only
+        if lora is None:
+            return model
+        base = load_model(model, trust_remote_code).requires_grad_(False)
+        self.base_model, self.strict_loading = fingerprint(base), False
+        return base
+
+    def state_dict(self, *args: Any, **kwargs: Any) -> dict[str, Any]:  # type: ignore[override]
+        """Of what is trained, and what counts; with LoRA the base is left out, which nothing changes."""
+        state: dict[str, Any] = super().state_dict(*args, **kwargs)
+        if self.base_model is None:
+            return state
+        frozen = {name for name, p in self.named_parameters(remove_duplicate=False) if not p.requires_grad}
+        return {name: value for name, value in state.items() if name not in frozen}
+
+    def weights(self) -> Mapping[str, Tensor]:
+        """The policy's parameters by their Hugging Face names, for an engine; all processes must call it.
+
+        Adapters are added to what they adapt when it is looked up; shards are put together at once.
+        """
+        weights = Weights(self.policy.lm)
+        return weights if self.device_mesh is None else dict(weights)
 
     @torch.no_grad()
     def score(self, batch: Batch) -> Tensor:

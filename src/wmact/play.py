@@ -130,7 +130,7 @@ def parse(args: Sequence[str]) -> argparse.Namespace:
         ValueError: it does not say who plays, or contradicts itself.
     """
     parser = CommandParser("play", __doc__)
-    parser.add_argument("model", nargs="?", help="who plays: a model folder, a hub id or 'nano'; or a URL, as --url")
+    parser.add_argument("model", nargs="?", help="who plays: a model folder, a hub id, 'nano' or 'smollm2'; or a URL")
     parser.add_argument("--env", required=True, metavar="ID", help="gymnasium id: wmact/Maze-v0, module:Env-v0")
     parser.add_argument("--env.kwargs", dest="kwargs", type=mapping, default={}, metavar="JSON", help="its arguments")
     parser.add_argument("--split", help="its argument of this name: train, val or test")

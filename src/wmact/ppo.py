@@ -23,8 +23,9 @@ from torch import Tensor
 
 from wmact import losses
 from wmact.advantages import explained_variance, gae, whiten
+from wmact.lora import LoRA, adapted
 from wmact.models import Critic, Policy
-from wmact.module import AgentModule
+from wmact.module import AgentModule, trainable
 from wmact.processes import largest, total
 from wmact.types import Batch
 
@@ -33,7 +34,7 @@ class PPO(AgentModule):
     """Proximal policy optimization of a language model on whole multi-turn episodes.
 
     Args:
-        model: folder of a Hugging Face causal language model, a hub id, or "nano" for the bundled one.
+        model: folder of a Hugging Face causal language model, a hub id, "nano" (bundled) or "smollm2" (`smollm2.py`).
         critic: "separate" network started from the policy's weights (the paper's lineage), or "shared": a value head
             on the policy's trunk, which saves memory but not compute.
         lr: learning rate of the policy.
@@ -44,7 +45,7 @@ class PPO(AgentModule):
         lam: λ of GAE, a sampled token.
         clip_low: the ratio is clipped below 1 - clip_low; binds only with several epochs or minibatches.
         clip_high: the ratio is clipped above 1 + clip_high.
-        kl_coef: weight of KL(policy ‖ start weights); 0 keeps no copy of the start weights.
+        kl_coef: weight of KL(policy ‖ start weights), of which there is a copy then; with LoRA they are there anyway.
         entropy_coef: weight of the entropy bonus.
         epochs: passes over a batch.
         minibatches: optimizer steps a pass.
@@ -54,6 +55,10 @@ class PPO(AgentModule):
         token_budget: most tokens of a micro-batch, of one process; bounds memory, does not change the result.
         max_grad_norm: gradients are clipped to this norm, policy and critic apart.
         max_skipped: stop after this many steps in a row with non-finite gradients.
+        lora: train low-rank adapters and leave the model itself as it is (`wmact.lora.LoRA`: r, alpha, target_modules);
+            null trains all weights. Policy and critic have adapters of their own.
+        chat_template: file of another chat template than the model's own; "plain" for the bundled one, which serves
+            models that have none.
         temperature: of sampling; set by the data's temperature.
         gradient_checkpointing: recompute activations in the backward pass.
         trust_remote_code: allow code that comes with a model, in the trainer and in the engine.
@@ -80,6 +85,8 @@ class PPO(AgentModule):
         token_budget: int = 16384,
         max_grad_norm: float = 1.0,
         max_skipped: int = 5,
+        lora: LoRA | None = None,
+        chat_template: str | None = None,
         temperature: float = 1.0,
         gradient_checkpointing: bool = False,
         trust_remote_code: bool = False,
@@ -97,20 +104,21 @@ class PPO(AgentModule):
         if importance_cap is not None and importance_cap <= 0:
             raise ValueError(f"importance_cap={importance_cap}: must be above 0; null leaves the weights out")
         self.save_hyperparameters()
-        self.policy = Policy(model, temperature, gradient_checkpointing, trust_remote_code)
+        base = self.load_base(model, lora, trust_remote_code)
+        self.policy = Policy(adapted(base, lora), temperature, gradient_checkpointing, trust_remote_code)
         if critic == "separate":
-            self.critic = Critic.from_pretrained(model, gradient_checkpointing, trust_remote_code)
+            self.critic = Critic.from_pretrained(adapted(base, lora), gradient_checkpointing, trust_remote_code)
         else:
             self.critic = Critic(self.policy, self.policy.lm.config.get_text_config().hidden_size)
         self.reference: Policy | None = None
         if kl_coef:
-            self.reference = Policy(model, temperature, False, trust_remote_code).requires_grad_(False).eval()
+            self.reference = Policy(base, temperature, False, trust_remote_code).requires_grad_(False).eval()
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
         """One AdamW with a group for the policy and one for the critic (two optimizers would double global_step)."""
         groups = [
-            {"name": "policy", "params": list(self.policy.parameters()), "lr": self.settings.lr},
-            {"name": "critic", "params": list(self.critic.parameters()), "lr": self.settings.critic_lr},
+            {"name": "policy", "params": trainable(self.policy), "lr": self.settings.lr},
+            {"name": "critic", "params": trainable(self.critic), "lr": self.settings.critic_lr},
         ]
         return torch.optim.AdamW(groups, betas=self.settings.betas, weight_decay=self.settings.weight_decay)
 

@@ -11,8 +11,9 @@ from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from wmact import losses
+from wmact.lora import LoRA, adapted
 from wmact.models import Policy, load_tokenizer, resolve_model
-from wmact.module import AgentModule
+from wmact.module import AgentModule, trainable
 from wmact.processes import total, whole
 from wmact.types import Batch
 
@@ -21,7 +22,7 @@ class SFT(AgentModule):
     """Next-token training on the tokens of demonstrated replies.
 
     Args:
-        model: folder of a Hugging Face causal language model, a hub id, or "nano".
+        model: folder of a Hugging Face causal language model, a hub id, "nano" or "smollm2".
         from_scratch: start from random weights of the model's configuration.
         lr: peak learning rate; linear warm-up over 5 % of the steps, then cosine to zero.
         betas: AdamW's averaging coefficients.
@@ -30,6 +31,10 @@ class SFT(AgentModule):
         token_budget: most tokens of a micro-batch; bounds memory, does not change the result.
         max_grad_norm: gradients are clipped to this norm.
         max_skipped: stop after this many steps in a row with non-finite gradients.
+        lora: train low-rank adapters and leave the model itself as it is (`wmact.lora.LoRA`: r, alpha, target_modules);
+            null trains all weights. What is saved in the end is the model with the adapters added.
+        chat_template: file of another chat template than the model's own; "plain" for the bundled one, which serves
+            models that have none.
         temperature: of sampling in evaluations; set by the data's temperature.
         gradient_checkpointing: recompute activations in the backward pass.
         trust_remote_code: allow code that comes with a model, in the trainer and in the engine.
@@ -46,22 +51,27 @@ class SFT(AgentModule):
         token_budget: int = 16384,
         max_grad_norm: float = 1.0,
         max_skipped: int = 5,
+        lora: LoRA | None = None,
+        chat_template: str | None = None,
         temperature: float = 1.0,
         gradient_checkpointing: bool = False,
         trust_remote_code: bool = False,
     ) -> None:
         super().__init__(max_grad_norm, max_skipped, float("inf"))
+        if from_scratch and lora:
+            raise ValueError("model.from_scratch=True with model.lora: random weights are to be trained, all of them")
         self.save_hyperparameters()
+        base = self.load_base(model, lora, trust_remote_code)
         if from_scratch:
             config = AutoConfig.from_pretrained(resolve_model(model), trust_remote_code=trust_remote_code)
             lm = AutoModelForCausalLM.from_config(config, attn_implementation="wmact_packed", dtype=torch.float32)
             self.policy = Policy(lm, temperature, gradient_checkpointing)
         else:
-            self.policy = Policy(model, temperature, gradient_checkpointing, trust_remote_code)
+            self.policy = Policy(adapted(base, lora), temperature, gradient_checkpointing, trust_remote_code)
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         """AdamW with one cycle of the learning rate."""
-        groups = [{"name": "policy", "params": list(self.policy.parameters())}]
+        groups = [{"name": "policy", "params": trainable(self.policy)}]
         optimizer = torch.optim.AdamW(
             groups, lr=self.settings.lr, betas=self.settings.betas, weight_decay=self.settings.weight_decay
         )
@@ -90,9 +100,10 @@ class SFT(AgentModule):
         """Write the model as a Hugging Face folder."""
         super().on_train_end()
         lm = self.policy.lm
-        once = dict(lm.named_parameters()) | dict(lm.named_buffers())  # not as often as they are tied
-        weights = {name: whole(tensor) for name, tensor in lm.state_dict().items() if name in once}
+        buffers = dict(lm.named_buffers())
+        weights = dict(self.weights()) | {name: whole(b) for name, b in lm.state_dict().items() if name in buffers}
         if self.trainer.is_global_zero and not self.trainer.fast_dev_run:  # type: ignore[attr-defined]
             folder = Path(self.settings.save_to or Path(self.trainer.log_dir or ".") / "model")
             lm.save_pretrained(folder, state_dict=weights)
-            load_tokenizer(self.settings.model, self.settings.trust_remote_code).save_pretrained(folder)
+            cfg = self.settings
+            load_tokenizer(cfg.model, cfg.trust_remote_code, cfg.chat_template).save_pretrained(folder)

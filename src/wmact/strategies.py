@@ -5,6 +5,7 @@ import subprocess
 import time
 from typing import Any
 
+import torch
 from lightning.pytorch.strategies import DDPStrategy, ModelParallelStrategy, SingleDeviceStrategy, Strategy
 from lightning.pytorch.trainer.connectors.signal_connector import _SignalConnector
 
@@ -52,6 +53,19 @@ def check_strategy(strategy: Strategy) -> None:
             f"trainer.strategy is {type(strategy).__name__}: use ddp, or for weights in shards "
             "--config configs/strategies/fsdp.yaml"
         )
+
+
+def check_precision(precision: str, device: torch.device) -> None:
+    """Refuse a precision that the training step was not written for, or that the device lacks.
+
+    Raises:
+        ValueError: it is such a precision.
+    """
+    if precision.startswith("16"):  # gradients would be clipped while they are scaled up
+        raise ValueError(f"trainer.precision={precision}: use 32-true, bf16-mixed or bf16-true")
+    if precision.startswith("bf16") and device.type == "cuda" and not torch.cuda.is_bf16_supported(False):
+        name = torch.cuda.get_device_name(device)
+        raise ValueError(f"trainer.precision={precision}: {name} does not compute in bfloat16; use 32-true")
 
 
 def end_others_at_exit(strategy: Strategy) -> None:

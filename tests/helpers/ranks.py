@@ -179,7 +179,7 @@ def steps(
             trainer(strategy, world_size).fit(module, datamodule=Fixed(share))
         except (TrainingStopped, ValueError) as stopped:
             seen["stopped"] = str(stopped)
-        seen["weights"] = {name: whole(p.detach()).clone() for name, p in module.named_parameters()}
+        seen["weights"] = {name: whole(tensor).clone() for name, tensor in module.state_dict().items()}
         everything.append(seen)
     torch.save(everything, out)
 

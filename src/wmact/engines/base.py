@@ -5,7 +5,7 @@ plays the episodes submits the next turn of an episode the moment the last one c
 the slowest of its batch.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
@@ -144,21 +144,23 @@ def check_sampling(stop_token_ids: Sequence[int], temperature: float, vocab_size
 
 def match_weights(
     weights: Iterable[tuple[str, torch.Tensor]], model: torch.nn.Module
-) -> list[tuple[str, torch.Tensor]]:
+) -> Iterator[tuple[str, torch.Tensor]]:
     """The ``weights`` that are parameters of ``model``, each exactly once.
 
     Tied copies and buffers are left out. Everything is looked at before anything is loaded, so that a wrong name cannot
-    leave an engine with half of the new weights.
+    leave an engine with half of the new weights. What is made when it is asked for is made twice, not kept.
 
     Raises:
         ValueError: A name is missing or unknown, or a shape is wrong.
     """
-    given, shapes = dict(weights), {name: parameter.shape for name, parameter in model.named_parameters()}
+    if not isinstance(weights, Collection):  # can be gone through only once
+        weights = list(weights)
+    given, shapes = ({name: p.shape for name, p in each} for each in (weights, model.named_parameters()))
     problems = {
         "missing": shapes.keys() - given.keys(),
         "unknown": given.keys() - model.state_dict().keys(),
-        "of another shape": {name for name, shape in shapes.items() if name in given and given[name].shape != shape},
+        "of another shape": {name for name, shape in shapes.items() if name in given and given[name] != shape},
     }
     if found := [f"{len(names)} {what}, such as {min(names)}" for what, names in problems.items() if names]:
         raise ValueError(f"weights do not fit {type(model).__name__}: {'; '.join(found)}")
-    return [(name, given[name].detach()) for name in shapes]
+    return ((name, tensor.detach()) for name, tensor in weights if name in shapes)

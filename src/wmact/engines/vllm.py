@@ -243,7 +243,7 @@ class VLLMEngine:
         with self._call():
             if self._asleep:  # room for keys and values only after what the reload needs has been given back
                 self._llm.wake_up(["weights"])
-            self._llm.collective_rpc("reload_weights", kwargs={"weights_iterator": iter(matched)})
+            self._llm.collective_rpc("reload_weights", kwargs={"weights_iterator": matched})
             if self._asleep:
                 self._llm.wake_up(["kv_cache"])
                 self._asleep = False
