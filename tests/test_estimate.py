@@ -4,6 +4,7 @@ import json
 import re
 import sys
 from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +34,7 @@ from wmact.estimate import (
     training_memory,
     update_flops,
 )
+from wmact.lora import LoRA
 from wmact.models import Policy
 from wmact.nano import build_tokenizer
 from wmact.ppo import PPO
@@ -98,16 +100,17 @@ def test_a_folder_without_weights_is_for_the_meta_device_only() -> None:
         Policy(QWEN25)
 
 
-@pytest.mark.parametrize("critic", ["separate", "shared"])
-def test_state_is_exact(critic: str, make_episode: Callable[..., Episode]) -> None:
+@pytest.mark.parametrize(("critic", "lora"), [("separate", None), ("shared", None), ("separate", LoRA(r=4))])
+def test_state_is_exact(critic: Any, lora: LoRA | None, make_episode: Callable[..., Episode]) -> None:
     """Weights, gradients and AdamW's averages against those of a real step on nano."""
-    ppo = PPO("nano", critic=critic)  # type: ignore[arg-type]
+    ppo = PPO("nano", critic=critic, lora=lora)
     optimizer = ppo.configure_optimizers()
     batch = collate([make_episode((3, 4, 1.0))])
     (ppo.policy(batch)[0].sum() + ppo.critic(batch).sum()).backward()
     optimizer.step()
     size = lambda tensors: sum(t.numel() * t.element_size() for t in tensors)  # noqa: E731
-    said = training_memory(Experiment(["--config", MAZE, "--model.critic", critic]))
+    words = [] if lora is None else ["--model.lora", json.dumps(asdict(lora))]
+    said = training_memory(Experiment(["--config", MAZE, "--model.critic", critic, *words]))
     parameters = list(ppo.parameters())
     assert said.weights == size(parameters)
     assert said.gradients == size(p.grad for p in parameters if p.grad is not None)
@@ -227,6 +230,10 @@ def test_flops_of_an_update() -> None:
     assert update_flops(ppo, sizes, episodes) == 7 * (2 * 3 * forward + 3 * output)
     again = weightless("nano", gradient_checkpointing=True)
     assert update_flops(again, sizes, episodes) == 7 * (2 * 4 * forward + 3 * output)
+    adapters = weightless("nano", lora=LoRA())
+    through = forward_flops(adapters.policy.lm.base_model, sizes, 50)
+    assert through > forward
+    assert update_flops(adapters, sizes, episodes) == 7 * (2 * 2 * through + 2 * output)
     more = weightless("nano", epochs=2, kl_coef=0.1)  # old and reference policy: two passes without gradient
     assert update_flops(more, sizes, episodes) == 7 * (2 * (2 * 3 * forward + 3 * output) + 2 * (forward + output))
 

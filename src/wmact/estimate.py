@@ -26,15 +26,17 @@ from torch.autograd.graph import saved_tensors_hooks
 from wmact import models, protocol
 from wmact.chat import Chat
 from wmact.cli import CLI, build
+from wmact.collate import collate
 from wmact.commands import CommandParser
 from wmact.data import EnvSpec, default_engine
 from wmact.engines import TransformersEngine, VLLMEngine
 from wmact.engines.base import context_length
-from wmact.models import LOGIT_BUDGET, Policy, decoder_layers, load_tokenizer, resolve_model
+from wmact.models import LOGIT_BUDGET, Policy, decoder_layers, load_model, load_tokenizer, resolve_model
+from wmact.module import trainable
 from wmact.ppo import PPO
 from wmact.rollout import NO_ACTION
 from wmact.strategies import FSDP2
-from wmact.types import Batch
+from wmact.types import Episode
 
 GIB = 2**30
 LEVELS = 8  # whose texts are read
@@ -112,6 +114,11 @@ def count(network: nn.Module) -> int:
     return sum(parameter.numel() for parameter in network.parameters())
 
 
+def count_trainable(network: nn.Module) -> int:
+    """Parameters that an optimizer is for."""
+    return sum(parameter.numel() for parameter in trainable(network))
+
+
 class _Flash(torch.autograd.Function):
     """What attention keeps for its backward pass on a GPU (Dao et al. 2022, arXiv 2205.14135, algorithm 2).
 
@@ -144,11 +151,8 @@ def activations(policy: Policy, tokens: int, computes_in: torch.dtype) -> int:
             kept[address] = tensor
         return tensor
 
-    with torch.device("meta"):
-        ids_T = torch.zeros(tokens, dtype=torch.int64)
-        starts_E = torch.tensor([0, tokens], dtype=torch.int32, device="cpu")
-        none = ids_T[:0]
-        batch = Batch(ids_T, ids_T, starts_E, none, none, none, none, none, none, none, policy_version=0)
+    episode = collate([Episode("none", -1, "none", 0, 0, 0, ids=[0] * tokens, logprobs=[0.0] * tokens)])
+    batch = episode.to_device(torch.device("meta"))._replace(starts_E=episode.starts_E)  # which is read as numbers
     original = models.scaled_dot_product_attention
     models.scaled_dot_product_attention = lambda query, key, value, **_: _Flash.apply(query, key, value)
     try:
@@ -203,9 +207,10 @@ def update_flops(ppo: PPO, sizes: Sizes, episodes: Episodes) -> float:
     output = 2 * sizes.hidden * sizes.vocabulary * episodes.sampled
     in_chunks = episodes.sampled * sizes.vocabulary > LOGIT_BUDGET
     networks = 2  # policy and critic; a shared trunk saves memory, not compute
-    passes = cfg.epochs * networks * (3 + cfg.gradient_checkpointing) * forward + cfg.epochs * (3 + in_chunks) * output
+    both = 3 if cfg.lora is None else 2  # passes there and back; what is frozen has no gradient of its own
+    passes = networks * (both + cfg.gradient_checkpointing) * forward + (both + in_chunks) * output
     without_gradient = (cfg.epochs * cfg.minibatches > 1) + (ppo.reference is not None)
-    return episodes.number * (passes + without_gradient * (forward + output))
+    return episodes.number * (cfg.epochs * passes + without_gradient * (forward + output))
 
 
 # Time
@@ -285,6 +290,8 @@ class Experiment:
         self.share = math.ceil(self.data.groups / self.processes) * self.data.samples
         self.config = self.ppo.policy.lm.config
         self.sizes = Sizes.of(self.config)
+        with torch.device("meta"):
+            self.served = count(load_model(self.data.model, self.data.trust_remote_code))  # without adapters
         self.context = context_length(self.config, self.engine._max_model_len)
         self.texts = self._texts()
 
@@ -300,7 +307,7 @@ class Experiment:
         folder, chat = Path(resolve_model(self.data.model)), None
         self.has_tokenizer = not folder.is_dir() or any(folder.glob("tokenizer*"))
         if self.has_tokenizer:
-            chat = Chat(load_tokenizer(self.data.model, self.data.trust_remote_code))
+            chat = Chat(load_tokenizer(self.data.model, self.data.trust_remote_code, self.data.chat_template))
         specs = {"": self.data.env, **self.data.val, **self.data.test}
         return {name: read_texts(spec, chat, self.data.tell_rules) for name, spec in specs.items()}
 
@@ -377,8 +384,7 @@ def training_memory(run: Experiment) -> Training:
     ppo, trunk = run.ppo, run.ppo.policy.lm.base_model
     stored, computing = BYTES[run.precision]
     shards = run.processes if run.sharded else 1
-    frozen = count(ppo.reference) if ppo.reference else 0
-    gradients = stored * (count(ppo.policy) + count(ppo.critic)) / shards
+    gradients = stored * (count_trainable(ppo.policy) + count_trainable(ppo.critic)) / shards
     if run.precision == "bf16-mixed" and not run.sharded:
         # Autocast lowers single operations: told is the most, as if all were float32 and every matrix had its copy.
         kept = activations(ppo.policy, run.micro_batch, torch.float32) + computing * matrices(trunk)
@@ -390,7 +396,7 @@ def training_memory(run: Experiment) -> Training:
     recomputed = computing * layers * run.sizes.hidden * run.micro_batch + kept / layers
     as_configured = (recomputed, kept) if ppo.settings.gradient_checkpointing else (kept, recomputed)
     return Training(
-        weights=gradients + stored * frozen / shards,
+        weights=stored * count(ppo) / shards,
         gradients=gradients,
         optimizer=2 * gradients,
         whole=unsharded(ppo.policy, computing) if run.sharded else 0,
@@ -419,7 +425,7 @@ def engine_memory(run: Experiment, machine: Machine) -> Serving:
     """Of vLLM, whose cache is of a given size, or of `TransformersEngine`, whose cache grows as needed."""
     engine = run.engine
     dtype: Any = (run.config.dtype or torch.float32) if engine.dtype == "auto" else getattr(torch, engine.dtype)
-    weights = dtype.itemsize * count(run.ppo.policy.lm)
+    weights = dtype.itemsize * run.served
     if isinstance(engine, TransformersEngine):
         rows = min(engine.max_num_seqs, run.share)
         kv_cache = rows * run.longest * run.sizes.kv_bytes(dtype.itemsize)
@@ -526,7 +532,7 @@ def table(run: Experiment, machine: Machine, found: Estimate) -> str:
     kv_token = sizes.kv_bytes(serving.itemsize)
     cut = f"in {run.processes} shards" if run.sharded else "whole on each device"
     stored = BYTES[run.precision][0]
-    learnt = count(ppo.policy) + count(ppo.critic)
+    learnt = count_trainable(ppo.policy) + count_trainable(ppo.critic)
     engine_stays = "gone during the update" if not serving.during_update else "stays during the update"
     rows: list[tuple[str, str, str]] = [
         ("parameters", "", ""),
@@ -556,7 +562,7 @@ def table(run: Experiment, machine: Machine, found: Estimate) -> str:
         *([("  at most, engine's device", gib(serving.awake), "")] if serving.apart else []),
         ("memory of the host", "", "all processes together"),
         ("  weights, at the start", gib(run.processes * stored * _loaded(ppo)), "every process reads them whole"),
-        ("  weights, to the engines", gib(run.processes * stored * count(ppo.policy)), "once an iteration"),
+        ("  weights, to the engines", gib(run.processes * stored * run.served), "once an iteration"),
         ("  a checkpoint", gib(3 * stored * learnt), "on the disk too"),
         ("tokens of an episode", "", "" if run.has_tokenizer else "no tokenizer: a token a byte, which is the most"),
         ("  first message", f"{expected.prompt:,}", "the longest of a few levels"),
@@ -595,7 +601,9 @@ def table(run: Experiment, machine: Machine, found: Estimate) -> str:
 
 
 def _loaded(ppo: PPO) -> int:
-    """Parameters that a process reads: for a critic of its own and a reference the whole model once more."""
+    """Parameters that a process reads: without LoRA, the whole model again for a critic of its own and a reference."""
+    if ppo.settings.lora is not None:
+        return count(ppo)
     return count(ppo.policy) * (1 + (ppo.settings.critic == "separate") + (ppo.reference is not None))
 
 

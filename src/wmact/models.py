@@ -138,6 +138,8 @@ def load_model(model: str, trust_remote_code: bool = False) -> PreTrainedModel:
 
     On the meta device it comes without weights, and a folder with a config.json is enough.
 
+    On the meta device it has no weights, and a folder with a config.json is enough.
+
     Raises:
         ValueError: there is none.
     """
