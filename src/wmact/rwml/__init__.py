@@ -6,7 +6,7 @@ The order of use is collect → calibrate → filter → train (`PredictionData`
 from gymnasium.envs.registration import register
 
 from wmact.rwml.data import NextStateData, PredictionData
-from wmact.rwml.distances import JSONFields, RougeL, SentenceEmbedding, ServedEmbedding
+from wmact.rwml.distances import Exact, JSONFields, RougeL, SentenceEmbedding, ServedEmbedding
 from wmact.rwml.rewards import All, ByKind, Judge, SameState, Within
 
 register(id="wmact/Prediction-v0", entry_point="wmact.rwml.env:PredictionEnv")
@@ -15,6 +15,7 @@ register(id="wmact/Semantic-v0", entry_point="wmact.rwml.efficacy:semantic")
 __all__ = [
     "All",
     "ByKind",
+    "Exact",
     "JSONFields",
     "Judge",
     "NextStateData",

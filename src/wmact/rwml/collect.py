@@ -3,10 +3,11 @@
     python -m wmact collect --config configs/maze.yaml --out runs/rwml/maze.jsonl --episodes 1000
     python -m wmact collect --config configs/maze.yaml --out runs/rwml/random.jsonl --episodes 1000 --source random
 
-The configuration is one of `fit`: environment, model, engine, limits and turns are its own, and every option that is not
-listed below is one of `fit` (--data.env.kwargs.split val --data.max_turns 50). Who acts is --source: the model; "random", uniform over the
-environment's actions, or over info["admissible_commands"] where the vocabulary is open; "walkthrough", the environment's
-own solution. Episode after episode takes another level, and a level comes again only when all have come.
+The configuration is one of `fit`: environment, model, engine, limits and turns are its own, and every option that is
+not listed below is one of `fit` (--data.env.kwargs.split val --data.max_turns 50). Who acts is --source: the model;
+"random", uniform over the environment's actions, or over info["admissible_commands"] where the vocabulary is open;
+"walkthrough", the environment's own solution; the last two take one action a turn. Episode after episode takes another
+level, and a level comes again only when all have come.
 
 The file is JSON lines (`wmact.rwml.triplets`); its first line says how it was made. It is written when all is played.
 """
@@ -223,9 +224,7 @@ def alone(data: RolloutData, recorder: Recorder, task: Task, source: Source) -> 
     messages = Messages()
     sampler = Chooser(recorder, at_random if source == "random" else Walkthrough(), messages, task)
     limits = Limits(step_seconds=data.limits.step_seconds)  # those of tokens mean nothing here
-    (episode,) = play(
-        [recorder], [task], sampler, messages, max_turns=data.max_turns, limits=limits, tell_rules=False
-    )
+    (episode,) = play([recorder], [task], sampler, messages, max_turns=data.max_turns, limits=limits, tell_rules=False)
     return episode
 
 
@@ -249,7 +248,9 @@ def main(args: Sequence[str]) -> None:
     data = read_data(words)
     played = record(data, options.source, options.episodes, options.history, lambda line: print(line, flush=True))
     if not played.triplets:
-        raise ValueError(f"no triplets came of {options.episodes} episodes: {(played.errors or ['no action taken'])[0]}")
+        raise ValueError(
+            f"no triplets came of {options.episodes} episodes: {(played.errors or ['no action taken'])[0]}"
+        )
     about = provenance(
         "collect",
         args,

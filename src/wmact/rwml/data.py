@@ -1,7 +1,7 @@
 """RWML's data: one-turn episodes that predict next states, rewarded in one batch when all of them are played.
 
-It is the line of `wmact.data` with other ends: levels are triplets of a file, a group is the samples of one triplet, and
-`judge` gives the rewards. `NextStateData` is the baseline that shows the true next state instead (world-model SFT).
+It is the line of `wmact.data` with other ends: levels are triplets of a file, a group is the samples of one triplet,
+and `judge` gives the rewards. `NextStateData` is the baseline that shows the true next state (world-model SFT).
 """
 
 import time
@@ -140,7 +140,7 @@ def figures(found: list[tuple[Episode, Triplet, str | None]]) -> dict[str, tuple
 
 
 class NextStateData(PredictionData):
-    """Batches of true next states in the form of predictions, for supervised training; evaluation is `PredictionData`'s.
+    """Batches of true next states in the form of predictions, for supervised training; evaluated as `PredictionData`.
 
     Args:
         batches: batches an epoch.

@@ -64,6 +64,14 @@ def _words(text: str) -> list[str]:
     return "".join(letter if letter.isascii() and letter.isalnum() else " " for letter in text.lower()).split()
 
 
+class Exact:
+    """0 if two texts are the same but for white space, or the same JSON whatever the order of its fields; else 1."""
+
+    def __call__(self, predicted: Sequence[str], observed: Sequence[str]) -> list[float]:
+        """Return the distance of each pair, 0 or 1."""
+        return [float(same(a) != same(b)) for a, b in zip(predicted, observed, strict=True)]
+
+
 class JSONFields:
     """1 - F1 of the fields of two JSON texts, each with its path and value; 0 is exact equality.
 
@@ -118,9 +126,9 @@ class Embedding:
 class SentenceEmbedding(Embedding):
     """Embeddings of a local model in Hugging Face format, by transformers.
 
-    How hidden states are pooled, and how many tokens are read, is taken from sentence-transformers' files in the folder
-    (``modules.json``, ``1_Pooling/config.json``, ``sentence_bert_config.json``) where they are; else it is the mean, and
-    as much as the model reads.
+    How hidden states are pooled, and how many tokens are read, is taken from sentence-transformers' files in the
+    folder (``modules.json``, ``1_Pooling/config.json``, ``sentence_bert_config.json``) where they are; else it is the
+    mean, and as much as the model reads.
 
     Args:
         model: folder of the model, or "minilm": all-MiniLM-L6-v2, which a package brings (extra `rwml`).

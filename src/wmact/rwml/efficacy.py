@@ -1,9 +1,9 @@
 """Which actions are effective where states are text: those whose observation is far from the one before.
 
-WMAct rescales rewards by the share of effective actions (arXiv 2511.23476), and says an action is effective if the state
-changes. An environment of grids knows its state; of one that only speaks, the distance of what is observed before and
-after has to stand for it. `python -m wmact calibrate` compares the rule with an engine that knows (`effective` of a file
-of triplets) and tells its precision and recall.
+WMAct rescales rewards by the share of effective actions (arXiv 2511.23476), and says an action is effective if the
+state changes. An environment of grids knows its state; of one that only speaks, the distance of what is observed before
+and after has to stand for it. `python -m wmact calibrate` compares the rule with an engine that knows (`effective` of a
+file of triplets) and tells its precision and recall.
 
     env: {id: "wmact.rwml:wmact/Semantic-v0", kwargs: {env: "wmact_envs:wmact/ALFWorld-v0", threshold: 0.1}}
 

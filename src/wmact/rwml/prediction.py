@@ -15,8 +15,8 @@ from wmact.rwml.triplets import Said
 TAG = "next_state"
 TOLD = (
     "You are shown what an agent has seen and done in a world, and the action that it takes next. Tell what the world "
-    "answers to it. First think, between <think> and </think>: what does the action need, what does it change, and what "
-    "stays as it is? Then write the answer of the world in its own words, and nothing else, between <{tag}> and "
+    "answers to it. First think, between <think> and </think>: what does the action need, what does it change, and "
+    "what stays as it is? Then write the answer of the world in its own words, and nothing else, between <{tag}> and "
     "</{tag}>."
 )
 EXAMPLE = (

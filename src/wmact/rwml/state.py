@@ -1,4 +1,4 @@
-"""What two texts say of things and states: entities, states, JSON fields. For the guard, for distances and for figures."""
+"""What a text says of things and states: entities, states, JSON fields. For guard, distances and figures."""
 
 import json
 import re

@@ -1,4 +1,4 @@
-"""Triplets (history up to s_t, action, what the world said): what a world model is learnt from, as a file of JSON lines.
+"""Triplets (history up to s_t, action, what the world said), of which a world model is learnt, as JSON lines.
 
 The first line of a file is its provenance: how it was made, and with what. Every other line is a triplet:
 
