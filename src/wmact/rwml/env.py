@@ -7,13 +7,30 @@ once, after the rollout (`wmact.rwml.data`).
 from typing import Any, get_args
 
 import gymnasium
-from gymnasium.spaces import Text
+from gymnasium import Space
 
 from wmact.protocol import Answer
 from wmact.rwml import prediction
 from wmact.rwml.triplets import Part, Triplet, part_of, read_triplets
 
 ID = "wmact.rwml:wmact/Prediction-v0"
+
+
+class AnyText(Space[str]):
+    """Every text; gymnasium's own `Text` wants to know its characters."""
+
+    def sample(self, mask: Any = None, probability: Any = None) -> str:
+        """Return a text of up to eight letters."""
+        return "".join(chr(97 + int(i)) for i in self.np_random.integers(26, size=self.np_random.integers(9)))
+
+    def contains(self, x: Any) -> bool:
+        """Whether it is a text."""
+        return isinstance(x, str)
+
+    @property
+    def is_np_flattenable(self) -> bool:
+        """It is not."""
+        return False
 
 
 class PredictionEnv(gymnasium.Env[str, str]):
@@ -72,7 +89,7 @@ class PredictionEnv(gymnasium.Env[str, str]):
             self.told = {env: prediction.instructions(str(rules.get(env, "")), tag) for env in envs}
         self.num_levels = len(self.triplets)
         self.split = part
-        self.observation_space = self.action_space = Text(max_length=2**20)
+        self.observation_space = self.action_space = AnyText()
         self._level: int | None = None
 
     def prompt(self, triplet: Triplet) -> str:
