@@ -28,7 +28,7 @@ def every(rule, text):
         (id_swapped, "none", {None}),
         (flipped, "The safe 1 is open.", {"The safe 1 is closed."}),
         (flipped, "You turn on the lamp on the desk.", {"You turn off the lamp on the desk."}),
-        (flipped, '{"ok": true, "status": "pending"}', {'{"ok": false, "status": "pending"}', '{"ok": true, "status": "cancelled"}'}),
+        (flipped, '{"ok": true, "x": "pending"}', {'{"ok": false, "x": "pending"}', '{"ok": true, "x": "cancelled"}'}),
         (flipped, "on the desk", {None}),
         (dropped, "you see a mug 1, and a pen 2.", {"you see a mug 1.", "you see a pen 2."}),
         (dropped, "open (1,1) (1,2) you", {"open (1,1) you", "open (1,2) you"}),

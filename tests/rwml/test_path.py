@@ -51,8 +51,9 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     rwml["trainer"] = base["trainer"] | {"max_epochs": 2}
     rwml["data"] = {"class_path": "wmact.rwml.PredictionData", "init_args": asked | {"groups": 4, "samples": 4}}
     (folder / "rwml.yaml").write_text(yaml.safe_dump(rwml))
-    sft = {**rwml, "model": {"class_path": "wmact.sft.SFT", "init_args": {"model": model, "lr": 0.02}}}
-    sft["data"] = {"class_path": "wmact.rwml.NextStateData", "init_args": asked | {"batches": 12, "episodes_a_batch": 32}}
+    sft = {**rwml, "model": {"class_path": "wmact.sft.SFT", "init_args": {"model": "nano", "lr": 0.002}}}
+    shown = asked | {"batches": 12, "episodes_a_batch": 16}
+    sft["data"] = {"class_path": "wmact.rwml.NextStateData", "init_args": shown}
     (folder / "sft.yaml").write_text(yaml.safe_dump(sft))
     run("collect", "--config", folder / "world.yaml", "--out", folder / "doors.jsonl", "--episodes", 60)
     return folder
@@ -99,7 +100,8 @@ def test_trained_calibrated_filtered_and_evaluated(folder: Path, capsys: pytest.
     sft = folder / "runs" / "doors" / "version_0"
     run("fit", "--config", folder / "sft.yaml")
     rows = [*read_metrics(sft / "metrics.csv").values()]
-    known = [float(row["eval/world_model/held_out/exact"]) for row in rows if "eval/world_model/held_out/exact" in row]
+    exact = "eval/world_model/held_out/exact"
+    known = [float(row[exact]) for row in rows if exact in row]
     assert known[0] < 0.5
     assert known[-1] == 1.0  # on games that it was never shown
     model = ["--model.model", sft / "model"]
@@ -112,7 +114,9 @@ def test_trained_calibrated_filtered_and_evaluated(folder: Path, capsys: pytest.
     assert result["start_model"] | {"model": ""} == {"model": "", "groups": 6, "samples": 4, "missing": 0.0}
     assert [row["zero_variance"] for row in exact["start_model"]] == [1.0] * 7
     assert "exact: τ_d = 0.02" in told
-    assert "no signal to start from: 100% of the start model's groups have no variance (its mean reward is 1.00)" in told
+    assert (
+        "no signal to start from: 100% of the start model's groups have no variance (its mean reward is 1.00)" in told
+    )
     assert result["knowable"] == {"words": 1.0, "things": None, "all_things": None}
     # the world's text never changes, whatever the engine says of effects: nothing is told, nothing is found
     assert exact["efficacy"][0] == {"threshold": 0.0, "precision": None, "recall": 0.0}
@@ -145,7 +149,10 @@ def test_trained_calibrated_filtered_and_evaluated(folder: Path, capsys: pytest.
 @pytest.mark.parametrize(
     ("words", "told"),
     [
-        (["filter", "--config", "configs/maze.yaml", "--out", "x"], "give a configuration whose data is wmact.rwml.Pre"),
+        (
+            ["filter", "--config", "configs/maze.yaml", "--out", "x"],
+            "give a configuration whose data is wmact.rwml.Pre",
+        ),
         (["filter", "--out", "x", "--right", "9"], "--right 9 --samples 8"),
         (["calibrate"], "give --triplets FILE, or --config"),
         (["calibrate", "--triplets", "none.jsonl"], "triplets='none.jsonl': no such file"),

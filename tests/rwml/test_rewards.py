@@ -98,7 +98,14 @@ def judged(answer: Callable[[str], stub_server.Answer], predicted: list[str], ro
 
 
 def test_a_judge_says_yes_or_no(triplet):
-    words = {"a": "Yes.", "b": "no", "c": "Yes at first, but no", "d": "perhaps", "e": "<think>No.. </think> YES", "f": None}
+    words = {
+        "a": "Yes.",
+        "b": "no",
+        "c": "Yes at first, but no",
+        "d": "perhaps",
+        "e": "<think>No.. </think> YES",
+        "f": None,
+    }
     told = re.compile(r"<prediction>\n(.*)\n</prediction>")
     verdicts, asked = judged(lambda text: said(words[told.findall(text)[0]]), [*"abcdefa"], [triplet()] * 7)
     assert verdicts == [1, 0, 0, 0, 1, 0, 1]

@@ -302,8 +302,9 @@ def main(args: Sequence[str]) -> None:
         result["start_model"]["missing"] = missing
     for name, distance in distances.items():
         accepted = rates(distance, pairs)
-        found = result["distances"][name] = {"accepted": accepted, "recommended": recommend(accepted, paraphrases)}
+        found: dict[str, Any] = {"accepted": accepted, "recommended": recommend(accepted, paraphrases)}
         found["efficacy"] = efficacy(distance, chosen)
+        result["distances"][name] = found
         if predictions is not None:
             found["start_model"] = groups(distance, predictions)
         if isinstance(distance, SentenceEmbedding):

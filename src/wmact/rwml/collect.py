@@ -206,7 +206,8 @@ def record(
             policy = data.model if source == "model" else source
             recorders = [Recorder(env, by_level, source, policy, history) for env in envs]
             if source == "model":
-                ended = by_model(data, recorders, some, lambda n, done=done: told(f"{done + n} of {episodes}"))
+                before = done  # a closure sees what a name holds when it is called
+                ended = by_model(data, recorders, some, lambda n: told(f"{before + n} of {episodes}"))  # noqa: B023
             else:
                 ended = [alone(data, recorders[0], task, source) for task in some]
             played.add(recorders, ended)

@@ -133,9 +133,9 @@ def figures(found: list[tuple[Episode, Triplet, str | None]]) -> dict[str, tuple
             tally["predictions"] += 1
     several = [rewards for rewards in groups.values() if len(rewards) > 1]
     shares = ("reward", "exact", "entities", "states", "missing_tag", "truncated")
-    return {name: (tally[name], len(found)) for name in shares} | {
-        "length": (tally["length"], tally["predictions"]),
-        "zero_variance": (sum(min(rewards) == max(rewards) for rewards in several), len(several)),
+    return {name: (float(tally[name]), float(len(found))) for name in shares} | {
+        "length": (float(tally["length"]), float(tally["predictions"])),
+        "zero_variance": (float(sum(min(rewards) == max(rewards) for rewards in several)), float(len(several))),
     }
 
 
