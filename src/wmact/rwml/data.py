@@ -39,6 +39,9 @@ class PredictionData(RolloutData):
         history: most steps of the history that are shown; null: all that the file has.
         tag: name of the tags around a prediction; for "nano", which has no other, "action".
         tell_rules: open with the task, the answer's form and the rules of the world, where the file has them.
+        max_turns: replies that a prediction may take; it ends with the first that can be read.
+        rescale: as in `RolloutData`; without effect on one prediction, which is one action.
+        step_penalty: taken off for a prediction.
         rollout: everything else is passed on to `RolloutData`.
     """
 
@@ -51,6 +54,9 @@ class PredictionData(RolloutData):
         history: int | None = None,
         tag: str = prediction.TAG,
         tell_rules: bool = True,
+        max_turns: int = 1,
+        rescale: bool = False,
+        step_penalty: float = 0.0,
         val: dict[str, Variant] | None = None,
         test: dict[str, Variant] | None = None,
         **rollout: Any,
@@ -63,10 +69,8 @@ class PredictionData(RolloutData):
             {name: v if v.id else Variant(kwargs=HELD_OUT.kwargs | v.kwargs) for name, v in some.items()}
             for some in (val, test)
         )
-        # The prompt holds what is told (tell_rules), an episode is one reply (max_turns), its reward 1 or 0 (the rest).
-        super().__init__(
-            env=env, val=val, test=test, tell_rules=False, max_turns=1, rescale=False, step_penalty=0.0, **rollout
-        )
+        shaping = {"rescale": rescale, "step_penalty": step_penalty}
+        super().__init__(env=env, val=val, test=test, tell_rules=False, max_turns=max_turns, **shaping, **rollout)
         self.triplets, self.reward = triplets, reward
 
     def judge(self, spec: EnvSpec, episodes: list[Episode]) -> dict[str, tuple[float, float]]:
