@@ -64,6 +64,9 @@ class ScriptedEngine:
     def load_weights(self, weights: Iterable[tuple[str, torch.Tensor]]) -> None:
         pass
 
+    def sleep(self) -> None:
+        pass
+
     def close(self) -> None:
         pass
 

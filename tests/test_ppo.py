@@ -32,6 +32,7 @@ class Fixed(LightningDataModule):
         super().__init__()
         self.episodes, self.change = episodes, change
         self.performance = {"rollout_seconds": 1.5}
+        self.figures: dict[str, float] = {}
 
     def __len__(self) -> int:
         return 1

@@ -100,6 +100,8 @@ def model_card(exported: Exported) -> str:
     )
 
 
+PREDICTION = "wmact.rwml:wmact/Prediction-v0"
+
 NANO_LIMITS = """\
 - It knows no English. `nano` has a vocabulary of a few hundred words, in which the environments of wmact are told, and
   what is seen with it says nothing about how large models behave.
@@ -116,7 +118,9 @@ def base_model(model: str) -> tuple[str, bool]:
 
 
 def environments(data: Mapping[str, Any]) -> list[EnvSpec]:
-    """Return the environments that were trained on: the one of a rollout, or those that were demonstrated."""
+    """Return the environments that were trained on: one of a rollout, those demonstrated, or one of predictions."""
+    if "triplets" in data:
+        return [EnvSpec(PREDICTION, {name: data[name] for name in ("kinds", "history", "tag") if name in data})]
     worlds = data.get("worlds")
     return [EnvSpec(**spec) for spec in ([world["env"] for world in worlds.values()] if worlds else [data["env"]])]
 

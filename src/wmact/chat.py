@@ -93,6 +93,10 @@ class Chat:
         end = str(self._tokenizer.convert_ids_to_tokens(self.end_of_turn))
         return list(self._tokenizer.encode(end + text, add_special_tokens=False))[1:]
 
+    def quote(self, text: str) -> list[int]:
+        """Ids of others' text that stands inside a reply written in the model's place; no token of it is a control."""
+        return self._encode(_alias(self.end_of_turn) + _harmless(text))[1:]
+
     def decode(self, ids: list[int]) -> str:
         """A reply's text without special tokens, except tags such as ``<think>``."""
         shown = [i for i in ids if i not in self._hidden]

@@ -102,16 +102,17 @@ class Evaluation:
 
 
 class Plays:
-    """A sized iterable of one item, made when it is asked for."""
+    """A sized iterable of items, each made when it is asked for; of one by default."""
 
-    def __init__(self, make: Callable[[], Any]) -> None:
-        self.make = make
+    def __init__(self, make: Callable[[], Any], number: int = 1) -> None:
+        self.make, self.number = make, number
 
     def __len__(self) -> int:
-        return 1
+        return self.number
 
     def __iter__(self) -> Iterator[Any]:
-        yield self.make()
+        for _ in range(self.number):
+            yield self.make()
 
 
 class RolloutData(L.LightningDataModule):
@@ -188,6 +189,7 @@ class RolloutData(L.LightningDataModule):
         self.cursor = 0  # levels drawn so far
         self.episodes: list[Episode] = []
         self.performance: dict[str, float] = {}
+        self.figures: dict[str, float] = {}  # of what `judge` finds out about a training batch
         self.rollout_seconds = 0.0
         self._chat: Chat | None = None
         self._pools: dict[str, list[gymnasium.Env[str, str]]] = {}
@@ -244,6 +246,17 @@ class RolloutData(L.LightningDataModule):
         if state_dict["max_turns"] == self.max_turns:
             self.turn_budget = state_dict["turn_budget"]
 
+    def judge(self, spec: EnvSpec, episodes: list[Episode]) -> dict[str, tuple[float, float]]:
+        """Settle what episodes are worth that the environment could not tell, once all of a rollout are played.
+
+        Here that is nothing: the environment's rewards stand. Only this process's episodes are given.
+
+        Returns:
+            Figure → sum and count of these episodes: of a training batch logged as ``train/<figure>``, of an evaluation
+            as ``eval/world_model/<variant>/<figure>``; the same names on every process.
+        """
+        return {}
+
     # Playing
 
     def _variants(self, specs: dict[str, EnvSpec], how: Evaluation) -> list[Plays]:
@@ -267,13 +280,19 @@ class RolloutData(L.LightningDataModule):
         self.episodes = self._play(self.env, tasks, self.turn_budget)
         self._restarting(self._send_to_sleep)
         (self.rollout_seconds,) = largest([time.perf_counter() - started])
+        (sampled,) = total([sum(turn.end - turn.start for e in self.episodes for turn in e.turns)])
+        seconds = self.rollout_seconds
+        self.performance = {"rollout_seconds": seconds, "tokens_per_second": sampled / seconds}
+        with together():
+            judged = self.judge(self.env, self.episodes)
+        sums = total([number for figure in judged.values() for number in figure])
+        self.figures = {
+            name: above / below for name, above, below in zip(judged, sums[::2], sums[1::2], strict=True) if below
+        }
         for episode in self.episodes:
             shaped = rewards.shape(episode, rescale=self.rescale, step_penalty=self.step_penalty)
             for turn, reward in zip(episode.turns, shaped, strict=True):
                 turn.reward = reward
-        (sampled,) = total([sum(turn.end - turn.start for e in self.episodes for turn in e.turns)])
-        seconds = self.rollout_seconds
-        self.performance = {"rollout_seconds": seconds, "tokens_per_second": sampled / seconds}
         self._check_errors()
         with together():
             batch = collate([episode for episode in self.episodes if episode.error is None], version)
@@ -294,9 +313,10 @@ class RolloutData(L.LightningDataModule):
         tasks = [self._task(level, sample, EVALUATION) for level in mine for sample in samples]
         longest = max(self.max_turns, *how.curve)
         episodes = self._play(spec, tasks, longest)
-        known: dict[str, tuple[float, float]] = {}
+        with together():
+            known = self.judge(spec, episodes)
         if how.world_model:
-            known = self._ask_about_the_world(spec, episodes, mine)
+            known |= self._ask_about_the_world(spec, episodes, mine)
         return Played(variant, episodes, self.max_turns, self.turn_budget, how.curve, known)
 
     def _ask_about_the_world(

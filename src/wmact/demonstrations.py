@@ -12,7 +12,6 @@ What is said around them is a matter of `Wording`: nano's few words, or English 
 """
 
 import copy
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,7 +19,7 @@ import numpy as np
 
 from wmact.chat import Chat
 from wmact.collate import collate
-from wmact.data import EnvSpec, RolloutData
+from wmact.data import EnvSpec, Plays, RolloutData
 from wmact.engines import Completion, Request
 from wmact.processes import share, together
 from wmact.rollout import Limits, Player, Task
@@ -239,10 +238,10 @@ class DemonstrationData(RolloutData):
         for world in self.worlds.values():
             world.env.make().close()
 
-    def train_dataloader(self) -> "Demonstrations":  # type: ignore[override]
+    def train_dataloader(self) -> Plays:
         """Fresh demonstrations of levels that come only once."""
         self._require_a_share("episodes_a_batch", self.episodes_a_batch)
-        return Demonstrations(self)
+        return Plays(self.demonstrated_batch, self.batches)
 
     def demonstrated_batch(self) -> Batch:
         """The next levels of the sequence, played by the demonstrator."""
@@ -263,17 +262,3 @@ class DemonstrationData(RolloutData):
                 episodes.append(play_demonstration(env, task, self._chat, self.limits, turns, *how))
         self.episodes = episodes
         return collate(episodes)
-
-
-class Demonstrations:
-    """A sized iterable of batches of demonstrations."""
-
-    def __init__(self, data: DemonstrationData) -> None:
-        self.data = data
-
-    def __len__(self) -> int:
-        return self.data.batches
-
-    def __iter__(self) -> Iterator[Batch]:
-        for _ in range(len(self)):
-            yield self.data.demonstrated_batch()

@@ -59,7 +59,7 @@ def read_config(run: Path) -> dict[str, Any]:
             if not isinstance(found, dict) or name not in found:
                 raise ValueError(f"{path}: there is no {key}, so it is not the configuration of a run")
             found = found[name]
-    if not {"env", "worlds"} & config["data"]["init_args"].keys():
+    if not {"env", "worlds", "triplets"} & config["data"]["init_args"].keys():
         raise ValueError(f"{path}: there is no data.init_args.env, so it is not the configuration of a run")
     return config
 

@@ -189,8 +189,10 @@ class AgentModule(L.LightningModule):
         self.log_dict({f"{area}/{name}": float(value) for name, value in stats.items()}, on_step=True, on_epoch=False)
 
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
-        """Log what the rollout of this batch took."""
-        self.log_area("performance", self.trainer.datamodule.performance)  # type: ignore[attr-defined]
+        """Log what the rollout of this batch took, and what was found out about it."""
+        data: Any = self.trainer.datamodule  # type: ignore[attr-defined]
+        self.log_area("performance", data.performance)
+        self.log_area("train", data.figures)
 
     # Evaluation: the data module plays, the metrics count.
 

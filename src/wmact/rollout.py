@@ -130,6 +130,8 @@ class Player:
         self.env, self.chat, self.limits, self.told, self.stop = env, chat, limits, told, stop
         text: Any = env.unwrapped
         self.action_names: Sequence[str] = getattr(text, "action_names", ())
+        # An environment that asks for something else than actions in their tags reads its replies itself.
+        self.read: Callable[[str], protocol.Answer] = getattr(text, "read_reply", self._read_actions)
         self.episode = Episode(
             env=env.spec.id if env.spec else type(text).__name__,
             level=task.level,
@@ -178,7 +180,7 @@ class Player:
         if not completion.stopped:
             episode.stop_reason = self._limit_reached(request)
             return
-        answer = protocol.parse(text, self.action_names)
+        answer = self.read(text)
         turn.format = answer.format
         for action in answer.actions:
             turn.actions.append(self._act(action))
@@ -193,6 +195,9 @@ class Player:
         """End the episode as an error, keeping the traceback; it is logged and left out of the loss."""
         self.episode.stop_reason = "error"
         self.episode.error = "".join(traceback.format_exception(error)) if error else "unknown"
+
+    def _read_actions(self, text: str) -> protocol.Answer:
+        return protocol.parse(text, self.action_names)
 
     def _act(self, action: str) -> Action:
         episode = self.episode

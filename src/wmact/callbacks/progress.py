@@ -46,8 +46,16 @@ KNOWN = {
     "thought: changes anything": "{world_model/thought_effect:.3f}",
     "thought: begins where it is": "{world_model/thought_opening:.3f}",
     "thought: simulated moves": "{world_model/thought_moves:.1f}",
+    "predicted: reward": "{world_model/reward:.3f}",
+    "predicted: exact": "{world_model/exact:.3f}",
+    "predicted: same things": "{world_model/entities:.3f}",
+    "predicted: same states": "{world_model/states:.3f}",
+    "predicted: not at all": "{world_model/missing_tag:.3f}",
+    "predicted: cut off": "{world_model/truncated:.3f}",
+    "predicted: length over true": "{world_model/length:.2f}",
+    "groups without variance": "{world_model/zero_variance:.3f}",
 }
-"""The last rows: figures of `world_model.py`."""
+"""The last rows: figures of `world_model.py` and of `wmact.rwml`."""
 
 
 class IterationProgress(ProgressBar):

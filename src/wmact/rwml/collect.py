@@ -1,0 +1,271 @@
+"""Collect triplets: play an environment and keep, of every action, what was seen before and what the world said.
+
+    python -m wmact collect --config configs/maze.yaml --out runs/rwml/maze.jsonl --episodes 1000
+    python -m wmact collect --config configs/maze.yaml --out runs/rwml/random.jsonl --episodes 1000 --source random
+
+The configuration is one of `fit`: environment, model, engine, limits and turns are its own, and every option that is
+not listed below is one of `fit` (--data.env.kwargs.split val --data.max_turns 50). Who acts is --source: the model;
+"random", uniform over the environment's actions, or over info["admissible_commands"] where the vocabulary is open;
+"walkthrough", the environment's own solution; the last two take one action a turn. Episode after episode takes another
+level, and a level comes again only when all have come.
+
+The file is JSON lines (`wmact.rwml.triplets`); its first line says how it was made. It is written when all is played.
+"""
+
+import itertools
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, get_args
+
+import gymnasium
+import numpy as np
+
+from wmact.commands import CommandParser
+from wmact.data import RolloutData
+from wmact.endpoint import Messages, OneByOne
+from wmact.engines import Completion, Request
+from wmact.rollout import Limits, Task, play
+from wmact.rwml.offline import by_model, provenance, read_data
+from wmact.rwml.triplets import Said, Source, Triplet, write_triplets
+from wmact.types import Episode
+
+Choose = Callable[[gymnasium.Env[str, str], Mapping[str, Any], np.random.Generator], str | None]
+"""What acts without a model: the environment, the last info and random numbers → an action; None: it gives up."""
+
+
+class Recorder(gymnasium.Wrapper[str, str, str, str]):
+    """Keeps a triplet of every action that is taken in an environment.
+
+    Args:
+        env: the environment.
+        tasks: what is played, by level; each comes once.
+        source, policy: who acts.
+        history: most steps of the history that are kept; None keeps all.
+
+    Attributes:
+        kept: triplets by level, in order.
+        last_info: of the last reset or step.
+    """
+
+    def __init__(
+        self,
+        env: gymnasium.Env[str, str],
+        tasks: Mapping[int, Task],
+        source: Source,
+        policy: str,
+        history: int | None = None,
+    ) -> None:
+        super().__init__(env)
+        self.tasks, self.source, self.policy, self.steps = tasks, source, policy, history
+        self.kept: dict[int, list[Triplet]] = {}
+        self.last_info: dict[str, Any] = {}
+        self._history: list[Said] = []
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[str, dict[str, Any]]:
+        """Begin a level."""
+        observation, info = self.env.reset(seed=seed, options=options)
+        self._level: int = (options or {})["level"]
+        self._game = str(info.get("level_id", self._level))
+        self._taken = 0
+        self.kept[self._level] = []
+        self._history, self.last_info = [Said("observation", observation)], info
+        return observation, info
+
+    def step(self, action: str) -> tuple[str, Any, bool, bool, dict[str, Any]]:
+        """Take an action and keep what came of it."""
+        before = self._history[-1].text
+        observation, reward, terminated, truncated, info = self.env.step(action)
+        triplet = Triplet(
+            env=self.env.spec.id if self.env.spec else type(self.env.unwrapped).__name__,
+            game=self._game,
+            split=str(getattr(self.env.unwrapped, "split", "")),
+            step=self._taken,
+            history=tuple(self._history),
+            action=action,
+            next=str(info.get("feedback", observation)),
+            kind=str(info.get("kind", "world")),
+            effective=bool(info.get("effective", observation != before)),
+            success=bool(info.get("success", float(reward) > 0)),
+            source=self.source,
+            policy=self.policy,
+            seed=self.tasks[self._level].seed,
+        )
+        self.kept[self._level].append(triplet)
+        self._taken += 1
+        self._history += [Said("action", action), Said("observation", observation)]
+        if self.steps is not None and len(self._history) > 2 * self.steps + 1:
+            first = self._history[:1]  # it tells the task
+            self._history = [*first, *self._history[len(self._history) - max(2 * self.steps, 1) :]]
+        self.last_info = info
+        return observation, reward, terminated, truncated, info
+
+
+class Chooser(OneByOne):
+    """Acts without a model, in the one environment that it is given, through the same loop as a model."""
+
+    def __init__(self, env: Recorder, choose: Choose, messages: Messages, task: Task) -> None:
+        super().__init__()
+        self.env, self.choose, self.messages = env, choose, messages
+        self.rng = np.random.default_rng(task.seed)
+
+    def complete(self, request: Request) -> Completion:
+        """Say the next action; one that gives up says nothing any more until its turns are over."""
+        action = self.choose(self.env, self.env.last_info, self.rng)
+        said = "" if action is None else f"<action>{action}</action>"
+        return Completion(request.id, self.messages.say("assistant", said), [], stopped=True)
+
+
+def at_random(env: gymnasium.Env[str, str], info: Mapping[str, Any], rng: np.random.Generator) -> str:
+    """Any action there is.
+
+    Raises:
+        ValueError: the environment does not tell which there are.
+    """
+    actions = list(getattr(env.unwrapped, "action_names", ()) or info.get("admissible_commands", ()))
+    if not actions:
+        raise ValueError('--source random: the environment names no actions, nor does info["admissible_commands"]')
+    return str(actions[rng.integers(len(actions))])
+
+
+class Walkthrough:
+    """The environment's own solution, made anew when it has been followed and the level is not solved."""
+
+    def __init__(self) -> None:
+        self.plan: list[str] = []
+
+    def __call__(self, env: gymnasium.Env[str, str], info: Mapping[str, Any], rng: np.random.Generator) -> str | None:
+        """The next action of the solution; None where there is none."""
+        unwrapped: Any = env.unwrapped
+        self.plan = self.plan or list(unwrapped.solution() or [])
+        return self.plan.pop(0) if self.plan else None
+
+
+def tasks(env: gymnasium.Env[str, str], episodes: int, seed: int) -> Iterator[list[Task]]:
+    """Yield what is played, in passes in which no level comes twice."""
+    levels = getattr(env.unwrapped, "num_levels", None)
+    for again in itertools.count():
+        if episodes <= 0:
+            return
+        rng = np.random.default_rng([seed, again])
+        if levels is not None:
+            chosen = rng.permutation(levels)[:episodes].tolist()
+        else:
+            chosen = list(dict.fromkeys(rng.integers(2**31, size=episodes).tolist()))
+        seeds = np.random.SeedSequence([seed, again]).generate_state(len(chosen)).tolist()
+        yield [Task(level, again, each) for level, each in zip(chosen, seeds, strict=True)]
+        episodes -= len(chosen)
+
+
+class Played:
+    """What was played: its triplets in the order of the episodes, the episodes' ends and the rules that were told."""
+
+    def __init__(self) -> None:
+        self.triplets: list[Triplet] = []
+        self.ends: dict[str, int] = {}
+        self.rules: dict[str, str] = {}
+        self.errors: list[str] = []
+
+    def add(self, recorders: Sequence[Recorder], episodes: Sequence[Episode]) -> None:
+        """Add the episodes of one pass."""
+        kept: dict[int, list[Triplet]] = {}
+        for recorder in recorders:
+            kept |= recorder.kept
+            name = recorder.spec.id if recorder.spec else type(recorder.unwrapped).__name__
+            self.rules[name] = str(getattr(recorder.unwrapped, "rules", ""))
+        for episode in episodes:
+            self.triplets += kept.get(episode.level, [])
+            end = str(episode.stop_reason)
+            self.ends[end] = self.ends.get(end, 0) + 1
+            if episode.error:
+                self.errors.append(episode.error.strip().splitlines()[-1])
+
+
+def record(
+    data: RolloutData, source: Source, episodes: int, history: int | None = None, told: Callable[[str], None] = print
+) -> Played:
+    """Play so many episodes of the environment that is trained on, and keep their triplets.
+
+    Args:
+        data: environment, model, engine, limits, turns and seed. The engine is closed in the end.
+        history: most steps of the history that are kept; None keeps all.
+        told: called with a line of progress.
+
+    Raises:
+        ValueError: the source does not suit the environment.
+    """
+    played = Played()
+    envs = [data.env.make()]
+    try:
+        if source == "walkthrough" and not hasattr(envs[0].unwrapped, "solution"):
+            raise ValueError(f"--source walkthrough: {data.env.id} has no solution()")
+        if source == "model":
+            envs += [data.env.make() for _ in range(min(data.concurrency, episodes) - 1)]
+        done = 0
+        for some in tasks(envs[0], episodes, data.seed):
+            by_level = {task.level: task for task in some}
+            policy = data.model if source == "model" else source
+            recorders = [Recorder(env, by_level, source, policy, history) for env in envs]
+            if source == "model":
+                before = done  # a closure sees what a name holds when it is called
+                ended = by_model(data, recorders, some, lambda n: told(f"{before + n} of {episodes}"))  # noqa: B023
+            else:
+                ended = [alone(data, recorders[0], task, source) for task in some]
+            played.add(recorders, ended)
+            done += len(some)
+    finally:
+        for env in envs:
+            env.close()
+        if data.engine is not None:
+            data.engine.close()
+    return played
+
+
+def alone(data: RolloutData, recorder: Recorder, task: Task, source: Source) -> Episode:
+    """Play an episode without a model."""
+    messages = Messages()
+    sampler = Chooser(recorder, at_random if source == "random" else Walkthrough(), messages, task)
+    limits = Limits(step_seconds=data.limits.step_seconds)  # those of tokens mean nothing here
+    (episode,) = play([recorder], [task], sampler, messages, max_turns=data.max_turns, limits=limits, tell_rules=False)
+    return episode
+
+
+def main(args: Sequence[str]) -> None:
+    """Collect triplets.
+
+    Raises:
+        ValueError: the environment or the model is not there or cannot be used, or every episode failed.
+        OSError: the file cannot be written.
+    """
+    parser = CommandParser("collect", __doc__)
+    parser.add_argument("--out", required=True, type=Path, metavar="FILE", help="the file that is written")
+    parser.add_argument("--episodes", required=True, type=int, help="how many are played")
+    parser.add_argument("--source", choices=get_args(Source), default="model", help="who acts (model)")
+    parser.add_argument("--history", type=int, help="most steps of the history that a triplet keeps (all)")
+    options, words = parser.parse_known_args(args)
+    if options.episodes < 1:
+        parser.error(f"--episodes {options.episodes}: at least 1")
+    if options.history is not None and options.history < 0:
+        parser.error(f"--history {options.history}: must not be negative")
+    data = read_data(words)
+    played = record(data, options.source, options.episodes, options.history, lambda line: print(line, flush=True))
+    if not played.triplets:
+        raise ValueError(
+            f"no triplets came of {options.episodes} episodes: {(played.errors or ['no action taken'])[0]}"
+        )
+    about = provenance(
+        "collect",
+        args,
+        env={"id": data.env.id, "kwargs": data.env.kwargs},
+        rules=played.rules,
+        source=options.source,
+        policy=data.model if options.source == "model" else options.source,
+        seed=data.seed,
+        max_turns=data.max_turns,
+        episodes=options.episodes,
+        ends=played.ends,
+        errors=sorted(set(played.errors))[:10],
+    )
+    write_triplets(options.out, about, played.triplets)
+    games = len({triplet.game for triplet in played.triplets})
+    ends = ", ".join(f"{number} {end}" for end, number in sorted(played.ends.items()))
+    print(f"{options.out}: {len(played.triplets)} triplets of {games} games; episodes: {ends}", flush=True)

@@ -1,0 +1,178 @@
+"""The whole path on a tiny world: collect → calibrate → world-model SFT → filter → RWML → evaluate, as one types it.
+
+The world says which of four doors is the goal, and says it again whatever one tries: it is learnt in seconds.
+"""
+
+import json
+import re
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from wmact.cli import main
+from wmact.loggers import read_metrics
+from wmact.rwml.triplets import read_triplets
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "helpers"))
+import tiny_worlds
+
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:.*LeafSpec"),
+    pytest.mark.filterwarnings("ignore:LightningCLI's args parameter"),
+]
+ROOT = Path(__file__).resolve().parent.parent.parent
+
+
+def run(*words: Any) -> None:
+    main([str(word) for word in words])
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Configurations beside what they make: the world, its prediction, and its prediction as SFT."""
+    folder = tmp_path_factory.mktemp("path")
+    model = tiny_worlds.write_model(folder / "model")
+    base = tiny_worlds.settings(model, folder / "runs", max_turns=3)
+    (folder / "world.yaml").write_text(yaml.safe_dump(base))
+    engine = base["data"]["init_args"]["engine"]
+    distance = {"class_path": "wmact.rwml.Exact"}
+    asked = {
+        "triplets": str(folder / "doors.jsonl"),
+        "reward": {"class_path": "wmact.rwml.Within", "init_args": {"threshold": 0.5, "distance": distance}},
+        "held_out": 0.25,
+        "history": 0,
+        "tag": "action",
+        "tell_rules": False,
+        "limits": {"turn_tokens": 8},
+        "validation": {"levels": 8, "curve": [1]},
+        "testing": {"levels": 8, "samples": 4, "curve": [1]},
+        "engine": engine,
+    }
+    rwml = {**base, "annealing": None, "seed_everything": 1}
+    rwml["trainer"] = base["trainer"] | {"max_epochs": 2}
+    rwml["data"] = {"class_path": "wmact.rwml.PredictionData", "init_args": asked | {"groups": 4, "samples": 4}}
+    (folder / "rwml.yaml").write_text(yaml.safe_dump(rwml))
+    sft = {**rwml, "model": {"class_path": "wmact.sft.SFT", "init_args": {"model": "nano", "lr": 0.003}}}
+    shown = asked | {"batches": 40, "episodes_a_batch": 16}
+    sft["data"] = {"class_path": "wmact.rwml.NextStateData", "init_args": shown}
+    (folder / "sft.yaml").write_text(yaml.safe_dump(sft))
+    run("collect", "--config", folder / "world.yaml", "--out", folder / "doors.jsonl", "--episodes", 60)
+    return folder
+
+
+def test_collected_by_the_model(folder: Path) -> None:
+    found = read_triplets(folder / "doors.jsonl")
+    assert found.provenance["source"] == "model"
+    assert found.provenance["rules"] == {"tiny/Doors-v0": tiny_worlds.Doors.rules}
+    assert sum(found.provenance["ends"].values()) == 60
+    assert len({each.game for each in found.triplets}) > 50  # levels come once
+    for each in found.triplets:
+        assert each.next == each.observation  # this world says the same again
+        assert each.effective == each.success == (each.next == f"goal {each.action}")
+        assert [said.role for said in each.history] == ["observation", "action"] * each.step + ["observation"]
+    steps = [each.step for each in found.triplets]
+    assert max(steps) == 2
+    solved = sum(each.success for each in found.triplets)
+    assert solved == found.provenance["ends"]["solved"]
+
+
+def test_the_same_command_collects_the_same(folder: Path, tmp_path: Path) -> None:
+    run("collect", "--config", folder / "world.yaml", "--out", tmp_path / "again.jsonl", "--episodes", 60)
+    assert read_triplets(tmp_path / "again.jsonl").triplets == read_triplets(folder / "doors.jsonl").triplets
+
+
+@pytest.mark.parametrize("source", ["random", "walkthrough"])
+def test_collected_without_a_model(folder: Path, tmp_path: Path, source: str) -> None:
+    words = ["collect", "--config", folder / "world.yaml", "--episodes", 9, "--source", source]
+    run(*words, "--out", tmp_path / "a.jsonl", "--history", 0, "--data.env.kwargs.levels", 4)
+    found = read_triplets(tmp_path / "a.jsonl")
+    games = [each.game for each in found.triplets if each.step == 0]
+    # four levels, nine episodes: each level comes once, then each again, and one a third time
+    assert sorted(games[:4]) == sorted(games[4:8]) == ["doors0", "doors1", "doors2", "doors3"]
+    assert len(games) == 9
+    assert all(len(each.history) <= 2 for each in found.triplets)
+    if source == "walkthrough":
+        assert all(each.success for each in found.triplets)
+        assert len(found.triplets) == 9
+    assert {each.policy for each in found.triplets} == {source}
+
+
+def test_trained_calibrated_filtered_and_evaluated(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    sft = folder / "runs" / "doors" / "version_0"
+    run("fit", "--config", folder / "sft.yaml")
+    rows = [*read_metrics(sft / "metrics.csv").values()]
+    exact = "eval/world_model/held_out/exact"
+    known = [float(row[exact]) for row in rows if exact in row]
+    assert known[0] < 0.5
+    assert known[-1] == 1.0  # on games that it was never shown
+    model = ["--model.model", sft / "model"]
+
+    capsys.readouterr()
+    run("calibrate", "--config", folder / "rwml.yaml", *model, "--groups", 6, "--samples", 4, "--pairs", 20)
+    told = capsys.readouterr().out
+    result = json.loads((folder / "doors.calibration.json").read_text())
+    exact = result["distances"]["exact"]
+    assert result["start_model"] | {"model": ""} == {"model": "", "groups": 6, "samples": 4, "missing": 0.0}
+    assert [row["zero_variance"] for row in exact["start_model"]] == [1.0] * 7
+    assert "exact: τ_d = 0.02" in told
+    assert (
+        "no signal to start from: 100% of the start model's groups have no variance (its mean reward is 1.00)" in told
+    )
+    assert result["knowable"] == {"words": 1.0, "things": None, "all_things": None}
+    # the world's text never changes, whatever the engine says of effects: nothing is told, nothing is found
+    assert exact["efficacy"][0] == {"threshold": 0.0, "precision": None, "recall": 0.0}
+
+    out = folder / "filtered.jsonl"
+    words = ["filter", "--config", folder / "rwml.yaml", *model, "--samples", 2, "--right", 2, "--keep", 0.3]
+    run(*words, "--out", out)
+    whole, kept = (read_triplets(path) for path in (folder / "doors.jsonl", out))
+    about = kept.provenance
+    assert about["filtered"] == whole.provenance
+    assert about["dropped"] == len(whole.triplets) - len(kept.triplets)
+    assert about["too_easy"] == sum(about["triplets_by_right_samples"])  # all that are trained on
+    assert 0.1 < 1 - about["dropped"] / about["too_easy"] < 0.5  # 0.3 are kept
+    run(*words, "--out", folder / "again.jsonl")
+    assert read_triplets(folder / "again.jsonl").triplets == kept.triplets
+    with pytest.raises(SystemExit):
+        run(*words[:-1], 0, "--out", out)
+    assert "triplets are too easy" in capsys.readouterr().err
+
+    before = folder / "runs" / "doors" / "version_1"
+    run("fit", "--config", folder / "rwml.yaml", "--data.triplets", out)
+    row = read_metrics(before / "metrics.csv")[1]
+    assert {"train/reward", "train/zero_variance", "performance/reward_seconds"} <= row.keys()
+    assert float(row["train/reward"]) == float(row["train/reward_scaled"])
+    capsys.readouterr()
+    run("test", "--config", folder / "rwml.yaml", *model)
+    told = capsys.readouterr().out
+    assert re.search(r"^predicted: exact +1\.000$", told, re.MULTILINE)
+    run("export", before / "checkpoints" / "last.ckpt", folder / "agent")
+    assert "Prediction-v0" in (folder / "agent" / "README.md").read_text()
+    assert str(folder) not in (folder / "agent" / "wmact.json").read_text()
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (
+            ["filter", "--config", "configs/maze.yaml", "--out", "x"],
+            "give a configuration whose data is wmact.rwml.Pre",
+        ),
+        (["filter", "--out", "x", "--right", "9"], "--right 9 --samples 8"),
+        (["calibrate"], "give --triplets FILE, or --config"),
+        (["calibrate", "--triplets", "none.jsonl"], "triplets='none.jsonl': no such file"),
+        (["collect", "--out", "x", "--episodes", "0"], "--episodes 0: at least 1"),
+    ],
+)
+def test_wrong_words_are_one_line(
+    words: list[str], told: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(ROOT)
+    with pytest.raises(SystemExit) as error:
+        main(words)
+    assert error.value.code == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert told in line
