@@ -8,9 +8,10 @@ Reward is 1 when the task is done and 0 for anything else. An episode that is no
 
 from __future__ import annotations
 
+import functools
 import importlib.util
+import os
 import re
-from collections import OrderedDict
 from collections.abc import Sequence
 from typing import Any
 
@@ -41,9 +42,7 @@ A command that is not known, or cannot be carried out where you are, is answered
 """
 OLD_GAMES = "In some of these games it is put X in/on Y in place of move X to Y.\n"
 
-_translations: OrderedDict[Any, bytes] = OrderedDict()
-"""Of the games that were started last, for all environments of this process: the samples of a group play the same."""
-MOST_TRANSLATIONS = 256  # of about 30 kB
+MOST_PREPARED = 256  # games that are kept, of about 40 kB: the samples of a group play the same
 
 
 class ALFWorldEnv(gymnasium.Env[str, str]):
@@ -137,11 +136,7 @@ class ALFWorldEnv(gymnasium.Env[str, str]):
             number = int(self.np_random.integers(self.num_levels or ENDLESS))
         source = str(self._files[number]) if self._files else (self.split, number, self.task_types)
         self._running = False
-        start = self._worker.ask("start", source, _translations.get(source), seconds=SECONDS)
-        _translations[source] = start.translation
-        _translations.move_to_end(source)
-        if len(_translations) > MOST_TRANSLATIONS:
-            _translations.popitem(last=False)
+        start = self._worker.ask("start", _prepared(os.getpid(), source), seconds=SECONDS)
         self._past, self._running = [], True
         self._hear(start.scene)
         self._task = (re.findall(r"Your task is to: (.*)", self._feedback) or [""])[-1]
@@ -229,6 +224,19 @@ class ALFWorldEnv(gymnasium.Env[str, str]):
 
     def _info(self) -> dict[str, Any]:
         return self._level_info | {"admissible": self._admissible, "feedback": self._feedback}
+
+
+@functools.lru_cache(maxsize=MOST_PREPARED)
+def _prepared(process: int, source: str | tuple[str, int, tuple[str, ...]]) -> bytes:
+    """A game that is ready to start, for all environments of this process."""
+    prepared: bytes = _preparer(process).ask("prepare", source, seconds=SECONDS)
+    return prepared
+
+
+@functools.cache
+def _preparer(process: int) -> Worker:
+    """One worker for all environments: it needs much memory, and resets come one after the other."""
+    return Worker(ENGINE)
 
 
 def _require(name: str, value: str, known: Sequence[str]) -> None:

@@ -3,8 +3,9 @@
 It is the stock engine with what it does again and again kept: the texts are the same to the letter, which
 tests/envs/test_alfworld.py compares. In the order of what they save:
 
-- The translation of a game, which stock makes four times for each start, is made once, and can be given from outside: it
-  depends on the game alone. The replanner's own translation is left out, since nothing here asks the replanner.
+- The translation of a game, which stock makes four times for each start, is made once, by another process than those
+  that play: it depends on the game alone, and takes memory that is not given back. The replanner's own translation is
+  left out, since nothing here asks the replanner.
 - The command of an operator is derived once a game. It depends on the operator and on which receptacle stands where,
   which nothing can change.
 - Grammar and queries are parsed once, and copied no deeper than they are changed.
@@ -112,26 +113,15 @@ class QuickEnv(PddlEnv):
 
 
 class Translator:
-    """fast_downward.pddl2sas that remembers the last game."""
+    """In place of fast_downward.pddl2sas: it returns what it was given, and translates nothing."""
 
     def __init__(self) -> None:
-        self._translate = fast_downward.pddl2sas
-        self._problem = ""
-        self._translated: tuple[Any, str] | None = None
+        self.translate = fast_downward.pddl2sas
+        self.given: tuple[Any, str] | None = None
 
-    def __call__(self, domain: str, problem: str, verbose: bool = False, optimize: bool = False) -> tuple[Any, str]:
+    def __call__(self, domain: str, problem: str, verbose: bool = False, optimize: bool = False) -> Any:
         """The task and its translation; the same for the replanner."""
-        if self._translated is None or problem != self._problem:
-            self._problem, self._translated = problem, self._translate(domain, problem)
-        return self._translated
-
-    def give(self, problem: str, packed: bytes) -> None:
-        """Remember a translation that was made elsewhere."""
-        self._problem, self._translated = problem, pickle.loads(zlib.decompress(packed))
-
-    def take(self) -> bytes:
-        """The last translation."""
-        return zlib.compress(pickle.dumps(self._translated), level=1)
+        return self.given
 
 
 def quicken() -> Translator:
@@ -195,17 +185,20 @@ class Engine:
         self._game: games.Game | None = None
         self._state: Any = None
 
-    def start(self, source: str | tuple[str, int, tuple[str, ...]], translation: bytes | None) -> Start:
-        """Begin a game: that of a file, or level (split, number, task types)."""
+    def prepare(self, source: str | tuple[str, int, tuple[str, ...]]) -> bytes:
+        """Return a game, that of a file or level (split, number, task types), translated: about 40 kB for `start`."""
         game = games.read_official(Path(source)) if isinstance(source, str) else games.compose(*source)
-        if translation is not None:
-            self._translator.give(game.data["pddl_problem"], translation)
-        self._env.load(game.data)
-        self._game, self._state = game, self._env.reset()
+        translated = self._translator.translate(game.data["pddl_domain"], game.data["pddl_problem"])
+        return zlib.compress(pickle.dumps((game, translated)), level=1)
+
+    def start(self, prepared: bytes) -> Start:
+        """Begin a game."""
+        self._game, self._translator.given = pickle.loads(zlib.decompress(prepared))
+        assert self._game is not None
+        self._env.load(self._game.data)
+        self._state = self._env.reset()
         length = len(self.plan() or ())
-        return Start(
-            game.name, game.task_type, game.level_id, length, self._scene(False), translation or self._translator.take()
-        )
+        return Start(self._game.name, self._game.task_type, self._game.level_id, length, self._scene(False))
 
     def act(self, command: str) -> Scene:
         """Carry out one of the admissible commands."""
@@ -232,9 +225,9 @@ class Engine:
 
 
 _engine = Engine()
-_engine._env.load(games.compose("train", 0).data)  # before the fork: parsed grammars are shared by all workers
+_engine.start(_engine.prepare(("train", 0, games.TASK_TYPES)))  # before the fork: parsed grammars are for all workers
 
 
 def serve(what: str, *arguments: Any) -> Any:
-    """Answer a request: start, act or plan."""
+    """Answer a request: prepare, start, act or plan."""
     return getattr(_engine, what)(*arguments)

@@ -95,14 +95,13 @@ class Scene(NamedTuple):
 
 
 class Start(NamedTuple):
-    """A game that begins. `translation` is for the next start of the same game, wherever that is."""
+    """A game that begins; `length` is that of its plan."""
 
     name: str
     task_type: str
     level_id: str
     length: int
     scene: Scene
-    translation: bytes
 
 
 class Goal(NamedTuple):
