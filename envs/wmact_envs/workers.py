@@ -65,7 +65,7 @@ class Worker:
             if not self._connection.poll(seconds):
                 raise WorkerFailed(f"{self.module} did not answer within {seconds:g} s, and was stopped")
             done, answer = self._connection.recv()
-        except (EOFError, OSError) as error:
+        except (EOFError, ConnectionError) as error:
             self.close()
             raise WorkerFailed(f"the process of {self.module} died") from error
         except BaseException:  # somebody's deadline, or Ctrl-C: an answer may still be on its way
