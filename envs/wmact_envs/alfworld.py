@@ -69,8 +69,8 @@ class ALFWorldEnv(gymnasium.Env[str, str]):
         split: train, valid_seen (rooms of training, tasks that are not) or valid_unseen (other rooms).
         data: "official" games, "composed" ones, or "auto": official where they have been downloaded.
         task_types: those that are played.
-        history: how many of the last observations, with the commands given then, an observation repeats. A rollout keeps
-            the whole conversation anyway.
+        history: how many of the last observations, with the commands given then, an observation repeats. A rollout
+            keeps the whole conversation anyway.
         admissible: end each observation with the list of commands that can be carried out.
         max_steps: commands after which an episode is truncated, valid or not.
         render_mode: None or "ansi".

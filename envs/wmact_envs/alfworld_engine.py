@@ -27,12 +27,12 @@ from .alfworld_plan import House, Task, plan
 
 os.environ["ALFWORLD_DATA"] = os.curdir  # which the package would make otherwise, to put nothing in it here
 
-import fast_downward  # noqa: E402
-import textworld  # noqa: E402
-from alfworld.agents.environment.alfred_tw_env import AlfredDemangler  # noqa: E402
-from textworld.envs import PddlEnv  # noqa: E402
-from textworld.envs.pddl import logic, textgen  # noqa: E402
-from textworld.logic import Rule, State  # noqa: E402
+import fast_downward
+import textworld
+from alfworld.agents.environment.alfred_tw_env import AlfredDemangler
+from textworld.envs import PddlEnv
+from textworld.envs.pddl import logic, textgen
+from textworld.logic import Rule, State
 
 IGNORED = "checked"
 """The predicate that looking, examining and listing change, and nothing else depends on."""
@@ -80,12 +80,10 @@ class QuickState(logic.PddlState):
 
     def apply(self, action: Any) -> Any:
         """Apply it, and compare: stock also writes down as news that what was false is false."""
-        before = {fact for fact in self.facts if fact.name != IGNORED and not fact.is_negation}
+        before = {fact for fact in self.facts if not fact.is_negation}
         changes = super().apply(action)
-        self.effective = any(
-            change.name.removeprefix("not_") != IGNORED and (change.negate() in before if change.is_negation else change not in before)
-            for change in changes
-        )
+        told = [change for change in changes if change.name.removeprefix("not_") != IGNORED]
+        self.effective = any(c.negate() in before if c.is_negation else c not in before for c in told)
         return changes
 
 
@@ -209,7 +207,8 @@ class Engine:
         """Return commands that win from here."""
         assert self._game is not None
         env = self._inner
-        facts = [(fact.name, [v.name for v in fact.arguments]) for fact in env._pddl_state.facts if not fact.is_negation]
+        so = [fact for fact in env._pddl_state.facts if not fact.is_negation]
+        facts = [(fact.name, [variable.name for variable in fact.arguments]) for fact in so]
         names = {name: info.name.strip() for name, info in env._entity_infos.items()}
         put = env._logic.actions["putobject"].template
         task = Task.read(self._game.task_type, self._game.data["pddl_problem"])

@@ -49,15 +49,16 @@ class House:
 
     def __init__(self, facts: Iterable[tuple[str, Sequence[str]]], names: Mapping[str, str], put: str) -> None:
         self.names, self.put = names, put
-        by_name: dict[str, list[Sequence[str]]] = {}
-        for name, arguments in facts:
-            by_name.setdefault(name, []).append(arguments)
-        self.facts = {name: {arguments[0] for arguments in found} for name, found in by_name.items()}
-        pairs = {name: sorted(found) for name, found in by_name.items() if len(found[0]) == 2}
-        self.place: dict[str, str] = dict(pairs.get("inreceptacle", []))  # type: ignore[arg-type]
-        self.spot: dict[str, str] = dict(pairs.get("receptacleatlocation", []))  # type: ignore[arg-type]
-        self.contains = {(receptacle, thing) for receptacle, thing in pairs.get("cancontain", [])}
-        self.kinds = dict(pairs.get("objecttype", [])) | dict(pairs.get("receptacletype", []))  # type: ignore[arg-type]
+        self.facts: dict[str, set[str]] = {}  # predicate → its first arguments
+        pairs: dict[str, list[tuple[str, str]]] = {}
+        for name, (first, *rest) in facts:
+            self.facts.setdefault(name, set()).add(first)
+            if len(rest) == 1:
+                pairs.setdefault(name, []).append((first, rest[0]))
+        self.place = dict(pairs.get("inreceptacle", []))
+        self.spot = dict(pairs.get("receptacleatlocation", []))
+        self.contains = set(pairs.get("cancontain", []))
+        self.kinds = dict(pairs.get("objecttype", [])) | dict(pairs.get("receptacletype", []))
         ((_, self.at),) = pairs["atlocation"]
         self.held = next((thing for _, thing in pairs.get("holds", [])), None)
 

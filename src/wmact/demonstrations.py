@@ -115,8 +115,9 @@ class Wording:
 
 @dataclass(frozen=True)
 class Walkthrough:
-    """Demonstrations that follow the environment's `solution()`, asked anew for each reply. All of it stands in one reply,
-    or its first action alone where a reply holds one action (`one_action`).
+    """Demonstrations that follow the environment's `solution()`, asked anew for each reply.
+
+    All of it stands in one reply, or its first action alone where a reply holds one action (`one_action`).
 
     Args:
         thought: what is thought before each reply, whatever it is; {action} is the first of the reply.

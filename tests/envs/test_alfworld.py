@@ -147,7 +147,7 @@ def test_a_plan_takes_the_shortest_of_its_choices() -> None:
 @needs_engine
 @pytest.mark.parametrize("hashes", ["0", "7"])
 def test_the_faster_engine_says_what_the_stock_engine_says(hashes: str) -> None:
-    """Three games, 12 steps each: feedback, admissible commands, and whether a fact changed, of the start and each step.
+    """Three games, 12 steps each: feedback, admissible commands, whether a fact changed, of the start and each step.
 
     `benchmarks/alfworld.py` compares more of them.
     """
@@ -344,7 +344,7 @@ def test_a_hang_ends_one_episode_only(env: ALFWorldEnv, monkeypatch: pytest.Monk
     signal.pidfd_send_signal(env._worker._process, signal.SIGSTOP)
     with monkeypatch.context() as patch:
         patch.setattr(alfworld, "SECONDS", 0.5)
-        with pytest.raises(WorkerFailed, match="did not answer within 0.5 s"):
+        with pytest.raises(WorkerFailed, match=r"did not answer within 0\.5 s"):
             env.step("look")
     with pytest.raises(gymnasium.error.ResetNeeded):
         env.step("look")

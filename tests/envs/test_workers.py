@@ -48,7 +48,8 @@ def soon(what: Callable[[], bool]) -> bool:
 def test_answers_come_from_one_process_of_its_own(worker: Worker) -> None:
     first, what, arguments = worker.ask("say", 1, "two", seconds=LONG)
     assert (what, arguments) == ("say", (1, "two"))
-    assert first not in (os.getpid(), pid(other := Worker("toy_engine")))
+    other = Worker("toy_engine")
+    assert first not in (os.getpid(), pid(other))
     assert first == pid(worker)
     assert "toy_engine" not in sys.modules
     other.close()
