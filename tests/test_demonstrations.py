@@ -16,6 +16,7 @@ from wmact.demonstrations import (
     BLOCKED,
     DemonstrationData,
     Manner,
+    Walkthrough,
     Wording,
     World,
     demonstrate,
@@ -362,3 +363,29 @@ def test_worlds_take_turns(data: Callable[..., DemonstrationData]) -> None:
 def test_no_worlds(tiny_model: Path) -> None:
     with pytest.raises(ValueError, match="at least one environment"):
         DemonstrationData(worlds={}, model=str(tiny_model))
+
+
+@pytest.mark.parametrize("level", range(3))
+def test_a_walkthrough_is_the_solution_and_solves(level: int) -> None:
+    env = EnvSpec("wmact_envs:wmact/Maze-v0", {"layout": "cells"}).make()
+    how = Walkthrough(thought="{action}", reply="<think> {thought} </think> <action> {plan} </action>")
+    chat, limits = Chat(build_tokenizer()), Limits(turn_tokens=160)
+    episode = play_demonstration(env, Task(level, 0, 7), chat, limits, 6, Manner(), walkthrough=how)
+    solution = maze(level).solution()
+    assert solution
+    assert [action.text for action in episode.actions] == solution
+    assert (len(episode.turns), episode.stop_reason) == (1, "solved")
+
+
+def test_where_a_reply_holds_one_action_a_walkthrough_gives_one() -> None:
+    env: Any = maze(0)
+    first = env.solution()[0]
+    env.one_action = True
+    assert Walkthrough().follow(env) == f"<think>Next: {first}.</think> <action>{first}</action>"
+
+
+def test_a_walkthrough_needs_a_solution() -> None:
+    with pytest.raises(ValueError, match="^object tells no solution that a walkthrough could follow"):
+        Walkthrough().follow(object())
+    with pytest.raises(ValueError, match=r"^walkthrough.thought='\{plan\}': what can be filled in is \{action\}"):
+        Walkthrough(thought="{plan}")

@@ -10,6 +10,8 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent
 SOURCES = ROOT / "src" / "wmact"
 ENVS = ROOT / "envs" / "wmact_envs"
+ENGINES = {"alfworld_engine.py": {"alfworld", "fast_downward", "textworld"}}
+"""What runs in a process of its own, and the engine that is imported there."""
 
 
 def imports(source: Path, package: str) -> set[str]:
@@ -54,9 +56,16 @@ def test_environments_load_without_torch_and_without_wmact():
     assert not loaded & {"wmact", "torch", "lightning", "transformers", "vllm"}
 
 
+def test_environments_with_engines_load_none():
+    loaded = loaded_by("import wmact_envs.alfworld, wmact_envs.workers")
+    assert "wmact_envs" in loaded
+    assert not loaded & {"wmact", "torch", *set().union(*ENGINES.values())}
+
+
 def test_environments_import_gymnasium_and_numpy_only():
     for source in sorted(ENVS.rglob("*.py")):
-        extra = third_party(imports(source, "wmact_envs")) - {"gymnasium", "numpy", "wmact_envs"}
+        known = {"gymnasium", "numpy", "wmact_envs"} | ENGINES.get(source.name, set())
+        extra = third_party(imports(source, "wmact_envs")) - known
         assert not extra, f"{source.relative_to(ROOT)} imports {sorted(extra)}"
 
 

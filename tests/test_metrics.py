@@ -166,3 +166,19 @@ def test_several_updates_add_up() -> None:
     for episode in EPISODES:
         parts.update([episode])
     assert parts.compute() == pytest.approx(whole.compute())
+
+
+def test_success_by_category() -> None:
+    """Level 0 is solved in one of two samples, level 1 in none of its one, level 2 failed at its reset."""
+    episodes = [played(0, 1, "solved"), played(0, 3), played(1, 3), played(2, 1, "error"), played(3, 2, "solved")]
+    for episode, category in zip(episodes, ["hot", "hot", "hot", "", "cold"], strict=True):
+        episode.category = category
+    metrics = EpisodeMetrics(max_turns=3, curve=(1,), categories=("cold", "hot"))
+    metrics.update(episodes[:2])
+    metrics.update(episodes[2:])
+    figures = metrics.compute()
+    assert figures["category/hot"] == pytest.approx(1 / 3)
+    assert (figures["category/hot_low"], figures["category/hot_high"]) == pytest.approx(wilson(2 / 3, 2))
+    assert (figures["category/hot_levels"], figures["category/cold_levels"]) == (2, 1)
+    assert figures["category/cold"] == 1.0
+    assert figures["levels"] == 4

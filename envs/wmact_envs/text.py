@@ -106,7 +106,7 @@ class TextEnv(gymnasium.Env[str, str]):
             ValueError: an option that is unknown or not an integer.
             IndexError: the split has no level of that number.
         """
-        number = self._level_option(options or {})
+        number = level_option(options or {}, self.split, self.num_levels)
         super().reset(seed=seed)
         if number is None:
             number = int(self.np_random.integers(self.num_levels or ENDLESS))
@@ -139,16 +139,23 @@ class TextEnv(gymnasium.Env[str, str]):
         }
         return self.observe(), reward, success, False, info
 
-    def _level_option(self, options: dict[str, Any]) -> int | None:
-        for key in options:
-            if key != "level":
-                raise ValueError(f"unknown reset option {key!r}: the only option is 'level'")
-        if "level" not in options:
-            return None
-        number = options["level"]
-        if not isinstance(number, int | np.integer) or isinstance(number, bool):
-            raise ValueError(f"reset option level={number!r}: a level number is an int")
-        if number < 0 or (self.num_levels is not None and number >= self.num_levels):
-            count = "endless" if self.num_levels is None else self.num_levels
-            raise IndexError(f"level {number} of split {self.split!r}: levels count from 0, and there are {count}")
-        return int(number)
+
+def level_option(options: dict[str, Any], split: str, num_levels: int | None) -> int | None:
+    """Return the level number that the options of a reset ask for, or None if they leave it open.
+
+    Raises:
+        ValueError: an option that is unknown or not an integer.
+        IndexError: the split has no level of that number.
+    """
+    for key in options:
+        if key != "level":
+            raise ValueError(f"unknown reset option {key!r}: the only option is 'level'")
+    if "level" not in options:
+        return None
+    number = options["level"]
+    if not isinstance(number, int | np.integer) or isinstance(number, bool):
+        raise ValueError(f"reset option level={number!r}: a level number is an int")
+    if number < 0 or (num_levels is not None and number >= num_levels):
+        count = "endless" if num_levels is None else num_levels
+        raise IndexError(f"level {number} of split {split!r}: levels count from 0, and there are {count}")
+    return int(number)

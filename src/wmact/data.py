@@ -317,7 +317,9 @@ class RolloutData(L.LightningDataModule):
             known = self.judge(spec, episodes)
         if how.world_model:
             known |= self._ask_about_the_world(spec, episodes, mine)
-        return Played(variant, episodes, self.max_turns, self.turn_budget, how.curve, known)
+        everywhere = gather({episode.category for episode in episodes} - {""})
+        categories = tuple(sorted(set().union(*everywhere)))
+        return Played(variant, episodes, self.max_turns, self.turn_budget, how.curve, known, categories)
 
     def _ask_about_the_world(
         self, spec: EnvSpec, episodes: list[Episode], levels: Sequence[int]

@@ -9,9 +9,13 @@ reinforcement to break.
 
 Nothing here knows a particular environment: the environment's own copy is the simulator, and its words tell the state.
 What is said around them is a matter of `Wording`: nano's few words, or English for a model that speaks it.
+
+A `Walkthrough` is the opposite: the environment's own solution, with a thought that says nothing. It is the baseline of
+expert data (behaviour cloning), and serves every environment with a `solution()`.
 """
 
 import copy
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -102,16 +106,52 @@ class Wording:
 
     def __post_init__(self) -> None:
         for name, words in FILLED_IN.items():
-            text = getattr(self, name)
-            try:
-                text.format(**dict.fromkeys(words, ""))
-            except (AttributeError, LookupError, ValueError) as error:
-                known = " and ".join(f"{{{word}}}" for word in words) or "nothing"
-                raise ValueError(f"wording.{name}={text!r}: what can be filled in is {known}") from error
+            _require_template(f"wording.{name}", getattr(self, name), words)
 
     def outcome(self, place: str | None) -> str:
         """What comes of an action: the place it leads to, or None where it changes nothing."""
         return self.blocked if place is None else self.leads.format(place=place)
+
+
+@dataclass(frozen=True)
+class Walkthrough:
+    """Demonstrations that follow the environment's `solution()`, asked anew for each reply.
+
+    All of it stands in one reply, or its first action alone where a reply holds one action (`one_action`).
+
+    Args:
+        thought: what is thought before each reply, whatever it is; {action} is the first of the reply.
+        reply: the whole; {thought} and {plan}.
+    """
+
+    thought: str = "Next: {action}."
+    reply: str = "<think>{thought}</think> <action>{plan}</action>"
+
+    def __post_init__(self) -> None:
+        for name, words in (("thought", ["action"]), ("reply", ["thought", "plan"])):
+            _require_template(f"walkthrough.{name}", getattr(self, name), words)
+
+    def follow(self, env: Any) -> str:
+        """Return one reply for the environment's current state.
+
+        Raises:
+            ValueError: the environment has no solution, or none from here.
+        """
+        plan = env.solution() if hasattr(env, "solution") else None
+        if not plan:
+            raise ValueError(f"{type(env).__name__} tells no solution that a walkthrough could follow")
+        actions = plan[:1] if getattr(env, "one_action", False) else plan
+        thought = self.thought.format(action=actions[0])
+        return self.reply.format(thought=thought, plan=", ".join(actions))
+
+
+def _require_template(name: str, text: Any, words: Sequence[str]) -> None:
+    """Refuse a template that asks for more than what is filled in."""
+    try:
+        text.format(**dict.fromkeys(words, ""))
+    except (AttributeError, LookupError, ValueError) as error:
+        known = " and ".join(f"{{{word}}}" for word in words) or "nothing"
+        raise ValueError(f"{name}={text!r}: what can be filled in is {known}") from error
 
 
 def demonstrate(
@@ -183,13 +223,16 @@ def play_demonstration(
     manner: Manner,
     wording: Wording = Wording(),
     tell_rules: bool = False,
+    walkthrough: Walkthrough | None = None,
 ) -> Episode:
     """Play one level with the demonstrator in the model's place; what it writes counts as sampled."""
     rng = np.random.default_rng(task.seed)
     player = Player(env, task, chat, limits, tell_rules)
     player.reset()
     while player.episode.stop_reason is None:
-        ids = chat.encode(demonstrate(env.unwrapped, rng, manner, wording)) + [chat.end_of_turn]
+        text: Any = env.unwrapped
+        reply = walkthrough.follow(text) if walkthrough else demonstrate(text, rng, manner, wording)
+        ids = chat.encode(reply) + [chat.end_of_turn]
         request = Request(0, player.episode.ids, limits.turn_tokens, 0)
         player.answer(Completion(0, ids, [0.0] * len(ids), stopped=True), request, max_turns)
     return player.episode
@@ -203,11 +246,13 @@ class World:
         env: the environment.
         manner: how the demonstrator thinks and acts in it.
         wording: in which words.
+        walkthrough: follow the environment's solution instead, to its end; manner and wording are then without meaning.
     """
 
     env: EnvSpec
     manner: Manner = Manner()
     wording: Wording = Wording()
+    walkthrough: Walkthrough | None = None
 
 
 class DemonstrationData(RolloutData):
@@ -257,8 +302,9 @@ class DemonstrationData(RolloutData):
                 level, seed = np.random.SeedSequence([self.seed, number]).generate_state(2).tolist()
                 level %= getattr(env.unwrapped, "num_levels", None) or 2**31
                 turns = 1 + seed % self.max_turns  # of all lengths: a board told again and again teaches little
+                turns = self.max_turns if world.walkthrough else turns
                 task = Task(level, 0, seed)
-                how = (world.manner, world.wording, self.tell_rules)
+                how = (world.manner, world.wording, self.tell_rules, world.walkthrough)
                 episodes.append(play_demonstration(env, task, self._chat, self.limits, turns, *how))
         self.episodes = episodes
         return collate(episodes)

@@ -39,6 +39,7 @@ class EpisodeMetrics(Metric):
     Args:
         max_turns: the initial turn budget; success within it is "multi-turn".
         curve: turn budgets at which success is reported.
+        categories: kinds of levels whose success is also reported apart. Every process must name the same.
     """
 
     higher_is_better = True
@@ -47,12 +48,14 @@ class EpisodeMetrics(Metric):
     sums: Tensor
     levels: Tensor
     passed: Tensor
+    by_category: Tensor
 
-    def __init__(self, max_turns: int, curve: Sequence[int]) -> None:
+    def __init__(self, max_turns: int, curve: Sequence[int], categories: Sequence[str] = ()) -> None:
         super().__init__()
         self.max_turns = max_turns
         self.turn_budget = max_turns
         self.curve = tuple(curve)
+        self.categories = tuple(categories)
         longest = max(max_turns, *self.curve)
         self.add_state("solved_at", torch.zeros(longest + 1, dtype=torch.float64), dist_reduce_fx="sum")
         names = ["episodes", "turns", "actions", "effective", "tokens", "ratio", "ratio_n", "errors", "samples"]
@@ -60,10 +63,13 @@ class EpisodeMetrics(Metric):
         self.add_state("sums", torch.zeros(len(names), dtype=torch.float64), dist_reduce_fx="sum")
         self.add_state("levels", torch.tensor(0.0, dtype=torch.float64), dist_reduce_fx="sum")
         self.add_state("passed", torch.tensor(0.0, dtype=torch.float64), dist_reduce_fx="sum")
+        # solved, episodes, levels
+        self.add_state("by_category", torch.zeros(len(categories), 3, dtype=torch.float64), dist_reduce_fx="sum")
 
     def update(self, episodes: Sequence[Episode]) -> None:
         """Count episodes; all samples of a level must come in one call."""
         by_level: dict[tuple[str, int], list[bool]] = defaultdict(list)
+        category: dict[tuple[str, int], str] = {}
         for episode in episodes:
             solved = episode.success and len(episode.turns) <= self.max_turns
             if episode.success and len(episode.turns) < len(self.solved_at):
@@ -83,8 +89,13 @@ class EpisodeMetrics(Metric):
                 row |= {"ratio": taken / episode.optimal_length, "ratio_n": 1}
             self.sums += torch.tensor([float(row.get(n, 0)) for n in self.names], dtype=torch.float64).to(self.device)
             by_level[episode.env, episode.level].append(solved)
-        for results in by_level.values():
+            if episode.category in self.categories:  # that of an episode that failed at its reset is not known
+                category[episode.env, episode.level] = episode.category
+        for level, results in by_level.items():
             self.levels += 1
+            if level in category:
+                counted = torch.tensor([sum(results), len(results), 1], dtype=torch.float64)
+                self.by_category[self.categories.index(category[level])] += counted.to(self.device)
             self.sums[self.names.index("samples")] += len(results)
             self.passed += pass_at_k(len(results), sum(results), len(results))
 
@@ -102,6 +113,10 @@ class EpisodeMetrics(Metric):
             low, high = wilson(rate * levels, levels)
             figures |= {name: rate, f"{name}_low": low, f"{name}_high": high}
         figures |= {f"success_at/{budget:02d}": within[budget] / n for budget in self.curve}
+        for category, (solved, played, of_levels) in zip(self.categories, self.by_category.tolist(), strict=True):
+            low, high = wilson(solved / played * of_levels, of_levels)
+            name = f"category/{category}"
+            figures |= {name: solved / played, f"{name}_low": low, f"{name}_high": high, f"{name}_levels": of_levels}
         figures |= {
             "gap": figures["multi_turn"] - figures["single_turn"],
             "turns_mean": total["turns"] / n,

@@ -217,7 +217,8 @@ class AgentModule(L.LightningModule):
     def validation_step(self, played: Played, batch_idx: int, dataloader_idx: int = 0) -> None:
         """Count the episodes of one variant."""
         if played.variant not in self.evaluation:
-            self.evaluation[played.variant] = EpisodeMetrics(played.max_turns, played.curve).to(self.device)
+            metrics = EpisodeMetrics(played.max_turns, played.curve, played.categories)
+            self.evaluation[played.variant] = metrics.to(self.device)
         metrics = self.evaluation[played.variant]
         metrics.turn_budget = played.turn_budget
         metrics.update(played.episodes)

@@ -150,6 +150,7 @@ class Player:
             self.observation = _text(observation)
             self.episode.level_id = str(info.get("level_id", self.episode.level_id))
             self.episode.optimal_length = int(info.get("optimal_length") or 0)
+            self.episode.category = str(info.get("category", ""))
         self.episode.observations.append(self.observation)
         rules, example = getattr(text, "rules", ""), getattr(text, "example_actions", ())
         told = protocol.instructions(rules, self.action_names, example).strip() if self.told else None

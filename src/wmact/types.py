@@ -55,6 +55,7 @@ class Episode:
     reward: the outcome reward before shaping.
     turns: in order; a turn of zero reward is still a turn.
     optimal_length: least number of actions that solve the level; 0 if the environment does not tell.
+    category: kind of level, of which success is told apart; "" if the environment does not tell.
     """
 
     env: str
@@ -64,6 +65,7 @@ class Episode:
     seed: int
     policy_version: int
     optimal_length: int = 0
+    category: str = ""
     ids: list[int] = field(default_factory=list)
     logprobs: list[float] = field(default_factory=list)
     turns: list[Turn] = field(default_factory=list)
@@ -106,6 +108,7 @@ class Played(NamedTuple):
     turn_budget: int  # the current L_max
     curve: tuple[int, ...]  # budgets of the success curve, ascending
     world_model: dict[str, tuple[float, float]]  # figure → sum and count (`world_model.figures`); {}: not asked
+    categories: tuple[str, ...] = ()  # of the episodes of all processes, sorted; (): the environment tells none
 
 
 class Batch(NamedTuple):

@@ -34,6 +34,7 @@ def test_a_record_holds_the_whole_episode(make_episode: Callable[..., Episode]) 
         "sample": 0,
         "seed": 0,
         "optimal_length": 3,
+        "category": "",
         "stop_reason": "turns",
         "reward": 1.0,
         "scaled_reward": 0.5,

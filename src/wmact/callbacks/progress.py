@@ -173,8 +173,16 @@ def eval_table(metrics: Mapping[str, Any]) -> str:
     for row, text in rows.items():
         cells = [_filled(text, values) for values in figures.values()]
         table += [[row, *cells]] if any(cells) else []
+    ends = {name for values in figures.values() for name in values if name.startswith("category/")}
+    for name in sorted(name.removesuffix("_levels") for name in ends if name.endswith("_levels")):
+        cells = [_interval(name, values) if name in values else "" for values in figures.values()]
+        table += [[f"success in {name.removeprefix('category/')}", *cells]]
     widths = [max(map(len, column)) for column in zip(*table, strict=True)]
     return "\n".join("  ".join(map(str.ljust, line, widths)).rstrip() for line in table)
+
+
+def _interval(name: str, values: Mapping[str, float]) -> str:
+    return f"{values[name]:.3f} [{values[f'{name}_low']:.3f}, {values[f'{name}_high']:.3f}]"
 
 
 def _filled(text: str, values: Mapping[str, float]) -> str:
