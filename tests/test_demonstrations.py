@@ -385,7 +385,7 @@ def test_where_a_reply_holds_one_action_a_walkthrough_gives_one() -> None:
 
 
 def test_a_walkthrough_needs_a_solution() -> None:
-    with pytest.raises(ValueError, match="^object tells no solution that a walkthrough could follow"):
+    with pytest.raises(ValueError, match=r"^object tells no solution that a walkthrough could follow"):
         Walkthrough().follow(object())
     with pytest.raises(ValueError, match=r"^walkthrough.thought='\{plan\}': what can be filled in is \{action\}"):
         Walkthrough(thought="{plan}")

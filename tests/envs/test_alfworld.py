@@ -155,7 +155,7 @@ def test_a_plan_takes_the_shortest_of_its_choices() -> None:
 def test_the_faster_engine_says_what_the_stock_engine_says(hashes: str) -> None:
     """Three games, 12 steps each: feedback, admissible commands, whether a fact changed, of the start and each step.
 
-    `benchmarks/alfworld.py` compares more of them.
+    `benchmarks/alfworld_engine.py` compares more of them.
     """
     levels = ["train", "12", "1", "2", "5"]
     ours = told_by("ours", *levels, seed=hashes)

@@ -1,4 +1,4 @@
-"""Plays ALFWorld games with the engine as it is shipped, or with ours, and prints everything it says as one digest, and how long it took.
+"""Plays ALFWorld games with the engine as it is shipped, or with ours; prints a digest of what it says, and its times.
 
 python stock_alfworld.py stock|ours SPLIT STEPS LEVEL…
 """
