@@ -69,8 +69,16 @@ class PredictionData(RolloutData):
             {name: v if v.id else Variant(kwargs=HELD_OUT.kwargs | v.kwargs) for name, v in some.items()}
             for some in (val, test)
         )
-        shaping = {"rescale": rescale, "step_penalty": step_penalty}
-        super().__init__(env=env, val=val, test=test, tell_rules=False, max_turns=max_turns, **shaping, **rollout)
+        super().__init__(
+            env=env,
+            val=val,
+            test=test,
+            tell_rules=False,  # the prompt holds what is told
+            max_turns=max_turns,
+            rescale=rescale,
+            step_penalty=step_penalty,
+            **rollout,
+        )
         self.triplets, self.reward = triplets, reward
 
     def judge(self, spec: EnvSpec, episodes: list[Episode]) -> dict[str, tuple[float, float]]:
