@@ -154,7 +154,7 @@ def test_selected_episodes_are_those_of_a_batch_of_their_own(make_episode: Calla
     own = collate([episodes[1], episodes[3]], policy_version=5)._replace(group_E=torch.tensor([1, 3]))
     for name, x in own._asdict().items():
         got = getattr(some, name)
-        assert got.equal(x) and got.dtype == x.dtype if isinstance(x, torch.Tensor) else got == x, name  # noqa: PT018
+        assert got.equal(x) and got.dtype == x.dtype if isinstance(x, torch.Tensor) else got == x, name
     assert whole.select(torch.zeros(4, dtype=torch.bool)).num_tokens == 1
     assert whole.select(torch.ones(4, dtype=torch.bool)).ids_T.equal(whole.ids_T)
 

@@ -10,17 +10,17 @@ import torch
 from torch import Tensor
 from transformers import AutoModelForCausalLM
 
+from literal import Fixed, Literal, Watching, assert_close, fit, part, trainer
 from wmact.collate import collate
 from wmact.ppo import PPO
 from wmact.types import Batch, Episode, Played, TrainingStopped
-
-from literal import Fixed, Literal, Watching, assert_close, fit, part, trainer
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:You defined a `validation_step`"),
     pytest.mark.filterwarnings("ignore:Found .* in eval mode"),  # the reference of the KL term
     pytest.mark.filterwarnings("ignore:`isinstance.treespec"),  # Lightning's own
 ]
+
 
 class Watched(Watching, PPO):
     """PPO that is watched."""

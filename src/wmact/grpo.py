@@ -1,11 +1,11 @@
 """GRPO: the policy gradient without a critic, on the outcomes of several episodes of one level (arXiv 2402.03300).
 
-RWML's training algorithm (arXiv 2602.05842), for both of its stages: next-state prediction, in episodes of one turn, and
-policy RL on task success. What differs from DeepSeekMath's, and what the papers leave open:
+RWML's training algorithm (arXiv 2602.05842), for both of its stages: next-state prediction, in episodes of one turn,
+and policy RL on task success. What differs from DeepSeekMath's, and what the papers leave open:
 - The outcome of an episode is the sum of its turns' rewards, and its advantage is that of each of its sampled tokens.
 - One optimizer step a batch of fresh episodes (`epochs=1, minibatches=1`), as in `ppo.py`: the ratio is 1 then.
-- The loss is a mean over the sampled tokens of all episodes, as DAPO's (arXiv 2503.14476), not first over those of each:
-  that would make a token of a long failure count less than one of a short one (Dr. GRPO, arXiv 2503.20783).
+- The loss is a mean over the sampled tokens of all episodes, as DAPO's (arXiv 2503.14476), not first over those of
+  each: a token of a long failure would count less than one of a short one (Dr. GRPO, arXiv 2503.20783).
 - A group of equal rewards says nothing, and is dropped: its tokens are in no term, also not in the KL's, and do not go
   through the networks. With `echo_coef` they do, for their observations. A batch of nothing else takes no step.
 - There is no leave-one-out mean: it is the same advantage times n/(n - 1), a learning rate.
@@ -78,7 +78,9 @@ class GRPO(PolicyGradient):
         groups, flat = total([float(weight_E.sum()), float(weight_E[~contrast_E].sum())])
         with together():
             if not groups:
-                raise ValueError("every level has one episode only, and GRPO compares those of a level: raise data.samples")
+                raise ValueError(
+                    "every level has one episode only, and GRPO compares those of a level: raise data.samples"
+                )
         return {"zero_variance_groups": round(flat), "zero_variance_share": flat / groups}
 
     def require_contrast(self, update: Update) -> None:

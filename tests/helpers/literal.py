@@ -72,7 +72,9 @@ def trainer(epochs: int, **kwargs: Any) -> Trainer:
     )  # fmt: skip
 
 
-def fit(module: LightningModule, episodes: list[Episode], epochs: int = 1, change: Change = lambda batch, epoch: batch) -> Trainer:
+def fit(
+    module: LightningModule, episodes: list[Episode], epochs: int = 1, change: Change = lambda batch, epoch: batch
+) -> Trainer:
     run = trainer(epochs)
     run.fit(module, datamodule=Fixed(episodes, change))
     return run
