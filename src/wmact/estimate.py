@@ -537,6 +537,7 @@ def table(run: Experiment, machine: Machine, found: Estimate) -> str:
     cut = f"in {run.processes} shards" if run.sharded else "whole on each device"
     stored = BYTES[run.precision][0]
     learnt = count_trainable(module)
+    frozen = count(module.reference) if module.reference and module.settings.lora is None else 0
     shared = "a head on the policy's trunk" if module.settings.get("critic") == "shared" else ""
     engine_stays = "gone during the update" if not serving.during_update else "stays during the update"
     rows: list[tuple[str, str, str]] = [
@@ -564,7 +565,7 @@ def table(run: Experiment, machine: Machine, found: Estimate) -> str:
         ("memory of the host", "", "all processes together"),
         ("  weights, at the start", gib(run.processes * stored * _loaded(module)), "every process reads them whole"),
         ("  weights, to the engines", gib(run.processes * stored * run.served), "once an iteration"),
-        ("  a checkpoint", gib(3 * stored * learnt), "on the disk too"),
+        ("  a checkpoint", gib(stored * (3 * learnt + frozen)), "on the disk too"),
         ("tokens of an episode", "", "" if run.has_tokenizer else "no tokenizer: a token a byte, which is the most"),
         ("  first message", f"{expected.prompt:,}", "the longest of a few levels"),
         ("  each later message", f"{expected.message:,}", "the longest of a few levels"),
