@@ -121,6 +121,25 @@ def rendered(tokenizer: PreTrainedTokenizerFast, *texts: str) -> list[int]:
     return tokenizer.encode(text, add_special_tokens=False)
 
 
+# Which tokens are the text's
+
+
+TOLD = "you are in front of the fridge 1: it is open"
+
+
+def test_what_was_told_is_found_between_the_templates_tokens(family: tuple[PreTrainedTokenizerFast, Chat]) -> None:
+    tokenizer, chat = family
+    for hint in ("", "what now\n\n"):
+        ids, start, end = chat.following(TOLD, hint)
+        assert ids == chat.reply_to(hint + TOLD)
+        assert not control_ids(tokenizer) & set(ids[start:end])
+        if tokenizer.unk_token_id not in ids[start:end]:  # nano has no such words
+            told, whole = (text.replace(" ", "") for text in (chat.decode(ids[start:end]), TOLD))
+            assert told in whole
+            assert len(told) >= len(whole) - len("you")  # a word may have merged with a template's space
+    assert chat.following("")[1:] == (0, 0)
+
+
 # Integers
 
 
@@ -131,6 +150,8 @@ def test_nano_in_integers() -> None:
     sampled = chat.encode("<think> down </think> <action> up </action>") + [chat.end_of_turn]
     assert sampled == [6, 19, 7, 8, 18, 9, 5]
     assert chat.reply_to("you down") == [3, 28, 19, 5, 4]  # the reply has ended already: no second 5
+    assert chat.following("you down") == ([3, 28, 19, 5, 4], 1, 3)
+    assert chat.following("you down", hint="up ") == ([3, 18, 28, 19, 5, 4], 2, 4)
     assert chat.stop_token_ids == (5,)
     assert chat.decode(sampled) == "<think> down </think> <action> up </action>"
 

@@ -86,7 +86,7 @@ def printed(capsys: pytest.CaptureFixture[str], *args: str) -> dict[str, Any]:
 
 
 def shipped() -> dict[str, list[str]]:
-    """File → the --config options it is used with. A file without a class for the model lies over maze.yaml.
+    """File → the --config options it is used with. A file that is no whole experiment lies over maze.yaml.
 
     Those of `study` are tested in test_study.py, those of `strategies` in test_processes.py: they start processes. And
     those of `paper` in test_estimate.py: they need GPUs.
@@ -94,7 +94,8 @@ def shipped() -> dict[str, list[str]]:
     options = {}
     elsewhere = {path for name in ("study", "strategies", "paper") for path in (ROOT / "configs" / name).iterdir()}
     for path in sorted(set((ROOT / "configs").rglob("*.yaml")) - elsewhere):
-        whole = "class_path" in yaml.safe_load(path.read_text()).get("model", {})
+        settings = yaml.safe_load(path.read_text())
+        whole = "class_path" in settings.get("model", {}) and "trainer" in settings
         options[str(path.relative_to(ROOT / "configs"))] = [
             *([] if whole else ["--config", MAZE]),
             "--config",

@@ -20,6 +20,7 @@ def written_out() -> list[Episode]:
     first.ids = [10, 11, 12] + [20, 21] + [30, 31, 32] + [40, 41, 42] + [50, 51]
     first.logprobs = [0.0] * 3 + [-0.1, -0.2] + [0.0] * 3 + [-0.3, -0.4, -0.5] + [0.0] * 2
     first.turns = [Turn(3, 5, "", "valid", reward=0.0), Turn(8, 11, "", "valid", reward=0.75)]
+    first.told = [(6, 8), (11, 12)]  # the rest of both is the chat template's
     second = Episode("env", 9, "b", 0, 0, 7)
     second.ids, second.logprobs = [60] + [70, 71], [0.0] + [-0.6, -0.7]
     second.turns = [Turn(1, 3, "", "valid", reward=-0.5)]
@@ -38,7 +39,11 @@ def test_every_number_of_two_episodes() -> None:
     assert batch.behaviour_logprobs_S.tolist() == pytest.approx([-0.1, -0.2, -0.3, -0.4, -0.5, -0.6, -0.7])
     assert batch.valid_S.tolist() == [True] * 7
     assert batch.targets_S.tolist() == [20, 21, 40, 41, 42, 70, 71]
+    assert batch.token_O.tolist() == [6, 7, 11]  # ids 31, 32 and 50
     assert batch.group_E.tolist() == [0, 1]
+    assert batch.outcomes_E.tolist() == [0.75, -0.5]
+    assert batch.sampled_E.tolist() == [True, True]
+    assert batch.observed_E.tolist() == [True, False]
     assert batch.num_tokens == 16
     assert batch.policy_version == 7
 
@@ -50,7 +55,7 @@ def test_kinds_of_numbers() -> None:
     assert kinds == {
         "ids_T": int64, "positions_T": int64, "starts_E": torch.int32, "token_S": int64, "episode_S": int64,
         "turn_end_S": torch.bool, "rewards_S": float32, "behaviour_logprobs_S": float32, "valid_S": torch.bool,
-        "group_E": int64,
+        "token_O": int64, "group_E": int64,
     }  # fmt: skip
 
 
@@ -103,7 +108,7 @@ def test_nothing_to_train_on() -> None:
     batch = collate([], policy_version=4)
     assert (batch.ids_T.tolist(), batch.positions_T.tolist(), batch.starts_E.tolist()) == ([0], [0], [0, 1])
     assert (batch.group_E.tolist(), batch.policy_version) == ([0], 4)
-    assert all(len(x) == 0 for name, x in batch._asdict().items() if name.endswith("_S"))
+    assert all(len(x) == 0 for name, x in batch._asdict().items() if name.endswith(("_S", "_O")))
     some = collate([Episode("env", 1, "1", 0, 0, 0, ids=[1, 2], logprobs=[0.0, 0.0])])
     for name, x in batch._asdict().items():
         if isinstance(x, torch.Tensor):
@@ -115,7 +120,7 @@ def test_nothing_of_a_batch(make_episode: Callable[..., Episode]) -> None:
     nothing = batch.nothing()
     assert nothing.ids_T.tolist() == batch.ids_T[:1].tolist()
     assert (nothing.starts_E.tolist(), nothing.positions_T.tolist(), nothing.policy_version) == ([0, 1], [0], 4)
-    assert all(len(x) == 0 for name, x in nothing._asdict().items() if name.endswith("_S"))
+    assert all(len(x) == 0 for name, x in nothing._asdict().items() if name.endswith(("_S", "_O")))
     assert [part.num_tokens for part in nothing.split(8)] == [1]
 
 
@@ -140,6 +145,20 @@ def test_split_by_hand(make_episode: Callable[..., Episode]) -> None:
     assert second.group_E.tolist() == [1]  # the batch drew its numbers 0, 1, 1, … from levels 4, 3, 3, …
 
 
+def test_selected_episodes_are_those_of_a_batch_of_their_own(make_episode: Callable[..., Episode]) -> None:
+    episodes = [make_episode((2, n, 0.0), (3, 2, float(n)), level=n, seed=n) for n in (1, 2, 3, 4)]
+    for episode in episodes:
+        episode.told = [(episode.turns[0].end + 1, episode.turns[1].start)]
+    whole = collate(episodes, policy_version=5)
+    some = whole.select(torch.tensor([False, True, False, True]))
+    own = collate([episodes[1], episodes[3]], policy_version=5)._replace(group_E=torch.tensor([1, 3]))
+    for name, x in own._asdict().items():
+        got = getattr(some, name)
+        assert got.equal(x) and got.dtype == x.dtype if isinstance(x, torch.Tensor) else got == x, name
+    assert whole.select(torch.zeros(4, dtype=torch.bool)).num_tokens == 1
+    assert whole.select(torch.ones(4, dtype=torch.bool)).ids_T.equal(whole.ids_T)
+
+
 shapes = st.lists(
     st.lists(st.tuples(st.integers(1, 6), st.integers(1, 6), st.floats(-1, 1, width=32)), max_size=3),
     min_size=1,
@@ -153,6 +172,9 @@ def test_split_loses_nothing(make_episode: Callable[..., Episode], shape: list[l
     episodes = [make_episode((2, 0, 0.0), *turns, level=i % 3, seed=i) for i, turns in enumerate(shape)]
     for episode in episodes:
         del episode.turns[0]  # a prompt of two tokens without a turn
+    for episode in episodes:  # what lies between two turns was told
+        between = itertools.pairwise(episode.turns)
+        episode.told = [(before.end, after.start) for before, after in between]
     whole = collate(episodes, policy_version=3)
     parts = whole.split(budget)
     for part in parts:
@@ -168,7 +190,9 @@ def test_split_loses_nothing(make_episode: Callable[..., Episode], shape: list[l
         assert torch.cat([getattr(part, name) for part in parts]).equal(getattr(whole, name)), name
     assert torch.cat([part.targets_S for part in parts]).equal(whole.targets_S)
     assert joined(parts, "episode_S", [len(part.group_E) for part in parts]).equal(whole.episode_S)
-    assert joined(parts, "token_S", [part.num_tokens for part in parts]).equal(whole.token_S)
+    lengths = [part.num_tokens for part in parts]
+    assert joined(parts, "token_S", lengths).equal(whole.token_S)
+    assert joined(parts, "token_O", lengths).equal(whole.token_O)
 
 
 def joined(parts: list[Batch], name: str, sizes: list[int]) -> torch.Tensor:

@@ -36,6 +36,7 @@ from wmact.estimate import (
     training_memory,
     update_flops,
 )
+from wmact.grpo import GRPO
 from wmact.lora import LoRA
 from wmact.models import Policy
 from wmact.nano import build_tokenizer
@@ -118,6 +119,21 @@ def test_shards_and_precision() -> None:
     whole, half = (training_memory(Experiment([*nano, precision])) for precision in ("32-true", "bf16-true"))
     assert (whole.weights, whole.optimizer, whole.whole) == (4 * (learnt + frozen), 8 * learnt, 0)
     assert (half.weights, half.optimizer) == (2 * (learnt + frozen), 4 * learnt)
+
+
+@pytest.mark.parametrize(("beside", "parameters"), [((), 8_190_735_360), (QWEN25_BESIDE, 7_615_616_512)])
+def test_grpo_has_a_reference_and_no_critic(
+    beside: tuple[str, ...], parameters: int, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Policy and reference in float32, eight shards; a checkpoint has both, and two averages."""
+    words = of("maze", *beside, "--config", str(PAPER / "rwml.yaml"))
+    memory = training_memory(Experiment(words))
+    assert (memory.weights, memory.gradients) == (parameters, parameters / 2)  # 2 · 4 bytes ÷ 8, 4 ÷ 8
+    assert run(*words) == 0
+    printed = capsys.readouterr().out
+    assert "  critic " not in printed
+    (line,) = (line for line in printed.splitlines() if line.startswith("  a checkpoint"))
+    assert line.split()[2] == f"{16 * parameters / GIB:.1f}"
 
 
 # Activations
@@ -215,6 +231,12 @@ def test_flops_of_an_update() -> None:
     forward, output = forward_flops(trunk, sizes, 50), 2 * 128 * 312 * 30
     episodes = Episodes(7, 10, 5, 3, 30)  # 10 + 2 · 5 given and 30 sampled are 50 tokens
     assert update_flops(ppo, sizes, episodes) == 7 * (2 * 3 * forward + 3 * output)
+    with torch.device("meta"):  # no critic, and a pass of the reference
+        grpo, echo = GRPO("nano"), GRPO("nano", echo_coef=0.1)
+    assert update_flops(grpo, sizes, episodes) == 7 * (3 * forward + 3 * output + forward + output)
+    # the output layer is applied to all but the first message too
+    told = 2 * sizes.hidden * sizes.vocabulary * (episodes.given - episodes.prompt)
+    assert update_flops(echo, sizes, episodes) == update_flops(grpo, sizes, episodes) + 7 * 3 * told
     again = weightless("nano", gradient_checkpointing=True)
     assert update_flops(again, sizes, episodes) == 7 * (2 * 4 * forward + 3 * output)
     adapters = weightless("nano", lora=LoRA())
@@ -307,7 +329,7 @@ def test_engines_on_devices_of_their_own(capsys: pytest.CaptureFixture[str]) -> 
         (["--trainer.strategy", "ddp_spawn"], "trainer.strategy is ddp_spawn: use ddp"),
         (["--data.engine.max_model_len", "50000"], "max_model_len=50000 is over the model's own limit of 40960"),
         (["--data.env.id", "wmact/Mace-v0"], "environment 'wmact/Mace-v0'"),
-        (["--config", str(PAPER.parent / "warmstart" / "nano.yaml")], "estimate knows PPO, and model is SFT"),
+        (["--config", str(PAPER.parent / "warmstart" / "nano.yaml")], "estimate knows PPO and GRPO, and model is SFT"),
     ],
 )
 def test_what_cannot_be_run(words: list[str], line: str, capsys: pytest.CaptureFixture[str]) -> None:

@@ -92,7 +92,7 @@ def test_lock_satisfies_the_floors(python):
     extras = PROJECT["optional-dependencies"]
     locked_extras = [
         text
-        for name in ("alfworld", "cpu", "dev", "lora", "notebooks", "rwml", "smollm2")
+        for name in ("alfworld", "cpu", "dev", "forgetting", "lora", "notebooks", "rwml", "smollm2")
         for text in extras[name]
     ]
     for text in [*PROJECT["dependencies"], *locked_extras, *GROUPS["weights"]]:

@@ -53,17 +53,22 @@ EPISODES = [
     [(2, 3, 0.0)],
     [(20, 7, 0.7)],
     [(1, 2, math.nan)],
+    [(2, 3, 0.0), (4, 2, 0.2)],
+    [(3, 4, 0.2)],
+    [(2, 5, 0.2)],
 ]
 
 
 class Case(NamedTuple):
-    """Settings of PPO, and the episodes of each of two processes. One process has them all, in `order`."""
+    """Settings, and the episodes of each of two processes. One process has them all, in `order`."""
 
     settings: dict[str, Any]
     shares: tuple[list[int], list[int]] = ([0, 1, 2], [3, 4, 5, 6, 7])
     order: list[int] = [0, 1, 2, 3, 4, 5, 6, 7]
 
 
+GRPO = {"algorithm": "GRPO"}
+GROUPS = ([0, 1, 2], [3, 4, 5, 6, 7])
 CASES = {
     # at most 25 tokens at once: 12 + 7 | 13 are two micro-batches, 12 + 12 | 22 | 5 | 27 four
     "separate critic, uneven micro-batches": Case({"token_budget": 25}),
@@ -78,6 +83,16 @@ CASES = {
     "a skipped step": Case({}, ([0, 1], [2, 8]), [0, 1, 2, 8]),
     "skipped too often": Case({"max_skipped": 1}, ([8, 1], [2, 3]), [8, 1, 2, 3]),
     "engine and trainer disagree": Case({"max_mismatch_kl": 1e-3}),
+    # three episodes are a level: 0 to 2 and 3 to 5, then 6 and 7, and 9 to 11 of equal reward
+    "groups": Case(GRPO | {"epochs": 2, "clip_low": 0.05, "kl_coef": 0.3, "token_budget": 25}, GROUPS),
+    "minibatches of groups": Case(GRPO | {"minibatches": 3}, ([0, 1, 2], [3, 4, 5]), [0, 3, 1, 4, 2, 5]),
+    "adapters by groups": Case(GRPO | {"lora": LoRA(r=4, alpha=4), "epochs": 2, "kl_coef": 0.3}, GROUPS),
+    "a process without contrast": Case(GRPO | {"token_budget": 25}, ([0, 1, 2], [9, 10, 11]), [0, 1, 2, 9, 10, 11]),
+    "no contrast": Case(GRPO, ([9, 10, 11], []), [9, 10, 11]),
+    "idle too often": Case(GRPO | {"max_idle": 1}, ([], [9, 10, 11]), [9, 10, 11]),
+    "observations": Case({"echo_coef": 0.5, "token_budget": 25}),
+    "observations without contrast": Case(GRPO | {"echo_coef": 0.5}, ([0, 1, 2], [9, 10, 11]), [0, 1, 2, 9, 10, 11]),
+    "every level alone": Case(GRPO, ([0], [3]), [0, 3]),
 }
 
 
@@ -128,7 +143,9 @@ def test_two_processes_step_as_one(name: str, one: dict[str, Any], two: list[dic
 
 def test_the_cases_are_what_they_are_called(one: dict[str, Any]) -> None:
     """Else the comparisons above would compare nothing."""
-    assert [len(each["gradients"]) for each in one.values()] == [1, 1, 2, 1, 1, 2, 0, 2, 0, 0, 0]
+    assert [len(each["gradients"]) for each in one.values()] == [
+        1, 1, 2, 1, 1, 2, 0, 2, 0, 0, 0, 2, 3, 2, 1, 0, 0, 1, 1, 0
+    ]  # fmt: skip
     assert one["a second pass, all terms"]["logged"]["stability/clip_fraction"] > 0.1
     assert one["a second pass, all terms"]["logged"]["stability/kl"] > 1e-3
     assert one["clipped gradients"]["logged"]["stability/grad_norm/policy"] > 0.5
@@ -138,6 +155,17 @@ def test_the_cases_are_what_they_are_called(one: dict[str, Any]) -> None:
     assert one["a skipped step"]["logged"]["stability/skipped_steps"] == 1
     assert "1 optimizer steps in a row" in one["skipped too often"]["stopped"]
     assert "above max_mismatch_kl=0.001" in one["engine and trainer disagree"]["stopped"]
+    assert one["groups"]["logged"]["stability/clip_fraction"] > 0.01
+    zero_variance = {name: each["logged"].get("stability/zero_variance_groups") for name, each in one.items()}
+    assert (zero_variance["groups"], zero_variance["a process without contrast"], zero_variance["no contrast"]) == (
+        0,
+        1,
+        1,
+    )
+    assert one["no contrast"]["weights"]["idle"].tolist() == [1]
+    assert "in 1 batches in a row no level had episodes of different reward" in one["idle too often"]["stopped"]
+    assert one["observations"]["logged"]["stability/observation_nll"] > 1
+    assert "every level has one episode only" in one["every level alone"]["stopped"]
     assert one["more minibatches than episodes"]["stopped"] == "minibatches=3: the batch has only 2 episodes"
 
 

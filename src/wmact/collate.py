@@ -12,8 +12,9 @@ def collate(episodes: Sequence[Episode], policy_version: int = 0) -> Batch:
     """Lay the episodes end to end, without padding.
 
     The loss mask is exactly the tokens the model sampled: `token_S` lists where they stand, turn by turn. The reward
-    of a turn stands on its last token, and every turn has its end marked, also one of zero reward. Without an episode
-    there is one token all the same, not sampled: the process goes along with the others, which may have some.
+    of a turn stands on its last token, and every turn has its end marked, also one of zero reward. `token_O` lists the
+    tokens of observations that answered a reply (`Episode.told`). Without an episode there is one token all the same,
+    not sampled: the process goes along with the others, which may have some.
 
     Raises:
         ValueError: a turn lies outside its episode, holds no token, or opens the episode.
@@ -23,6 +24,7 @@ def collate(episodes: Sequence[Episode], policy_version: int = 0) -> Batch:
     positions: list[int] = []
     starts = [0]
     tokens: list[int] = []
+    told: list[int] = []
     owner: list[int] = []
     turn_end: list[bool] = []
     rewards: list[float] = []
@@ -44,6 +46,8 @@ def collate(episodes: Sequence[Episode], policy_version: int = 0) -> Batch:
             turn_end += [False] * (length - 1) + [True]
             rewards += [0.0] * (length - 1) + [turn.reward]
             logprobs += episode.logprobs[turn.start : turn.end]
+        for start, end in episode.told:
+            told += range(offset + start, offset + end)
     groups = {key: g for g, key in enumerate(dict.fromkeys((episode.env, episode.level) for episode in episodes))}
     return Batch(
         ids_T=torch.tensor(ids),
@@ -55,6 +59,7 @@ def collate(episodes: Sequence[Episode], policy_version: int = 0) -> Batch:
         rewards_S=torch.tensor(rewards, dtype=torch.float32),
         behaviour_logprobs_S=torch.tensor([lp if math.isfinite(lp) else 0.0 for lp in logprobs]),
         valid_S=torch.tensor([math.isfinite(lp) for lp in logprobs], dtype=torch.bool),
+        token_O=torch.tensor(told, dtype=torch.int64),
         group_E=torch.tensor([groups[episode.env, episode.level] for episode in episodes]),
         policy_version=policy_version,
     )

@@ -16,6 +16,7 @@ COMMANDS = {
     "plot": Command("wmact.plot", "draws the curves of runs"),
     "export": Command("wmact.export", "writes a checkpoint as a Hugging Face folder"),
     "play": Command("wmact.play", "plays one episode and prints it"),
+    "forgetting": Command("wmact.forgetting", "tells what general knowledge a model has, or has lost in a training"),
     "estimate": Command("wmact.estimate", "tells what an experiment takes and whether it fits"),
     "collect": Command("wmact.rwml.collect", "plays and keeps what came of every action, for RWML"),
     "calibrate": Command("wmact.rwml.calibrate", "tells whether a reward has a signal on such a file"),

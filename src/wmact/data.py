@@ -275,7 +275,8 @@ class RolloutData(L.LightningDataModule):
             levels = self._draw_levels() if rank == 0 else []
         levels, self.cursor = gather((levels, self.cursor))[0]
         samples = range(self.samples)
-        tasks = [self._task(level, sample, TRAINING, version) for level in share(levels) for sample in samples]
+        iteration = self._trainer().current_epoch  # not the weights' version, which a skipped step leaves as it is
+        tasks = [self._task(level, sample, TRAINING, iteration) for level in share(levels) for sample in samples]
         started = time.perf_counter()
         self.episodes = self._play(self.env, tasks, self.turn_budget)
         self._restarting(self._send_to_sleep)

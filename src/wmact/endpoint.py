@@ -18,6 +18,7 @@ from http.client import HTTPException
 from typing import Any
 from urllib.error import HTTPError, URLError
 
+from wmact.chat import Following
 from wmact.engines import Completion, Request
 
 SHOWN = 200
@@ -201,9 +202,9 @@ class Messages:
         """Begin with a message of the user's."""
         return self.say("user", text)
 
-    def reply_to(self, text: str) -> list[int]:
+    def following(self, text: str, hint: str = "") -> Following:
         """Go on with a message of the user's."""
-        return self.say("user", text)
+        return Following(self.say("user", hint + text), 0, 1)
 
     def decode(self, ids: list[int]) -> str:
         """Return the text of messages."""

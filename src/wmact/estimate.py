@@ -33,6 +33,7 @@ from wmact.engines import TransformersEngine, VLLMEngine
 from wmact.engines.base import context_length
 from wmact.models import LOGIT_BUDGET, Policy, decoder_layers, load_model, load_tokenizer, resolve_model
 from wmact.module import trainable
+from wmact.policy_gradient import PolicyGradient
 from wmact.ppo import PPO
 from wmact.rollout import NO_ACTION
 from wmact.strategies import FSDP2
@@ -196,21 +197,24 @@ def forward_flops(trunk: nn.Module, sizes: Sizes, tokens: float) -> float:
     return 2 * matrices(trunk) * tokens + 2 * sizes.layers * sizes.heads * sizes.head_dim * tokens**2
 
 
-def update_flops(ppo: PPO, sizes: Sizes, episodes: Episodes) -> float:
+def update_flops(module: PolicyGradient, sizes: Sizes, episodes: Episodes) -> float:
     """FLOPs of one training step.
 
     A backward pass takes twice a forward pass, and checkpointing another forward pass. The output layer is applied to
-    sampled tokens only, and twice, where their logits come in chunks (`Policy.forward`).
+    sampled tokens only (with ECHO to those of later messages too), and twice, where their logits come in chunks
+    (`Policy.forward`). GRPO is taken to drop no group.
     """
-    cfg = ppo.settings
-    forward = forward_flops(ppo.policy.lm.base_model, sizes, episodes.length)
-    output = 2 * sizes.hidden * sizes.vocabulary * episodes.sampled
-    in_chunks = episodes.sampled * sizes.vocabulary > LOGIT_BUDGET
-    networks = 2  # policy and critic; a shared trunk saves memory, not compute
+    cfg = module.settings
+    forward = forward_flops(module.policy.lm.base_model, sizes, episodes.length)
+    scored = episodes.sampled + (episodes.given - episodes.prompt if cfg.echo_coef else 0)
+    output = 2 * sizes.hidden * sizes.vocabulary * scored
+    in_chunks = scored * sizes.vocabulary > LOGIT_BUDGET
+    networks = 1 + isinstance(module, PPO)  # policy and critic; a shared trunk saves memory, not compute
     both = 3 if cfg.lora is None else 2  # passes there and back; what is frozen has no gradient of its own
     passes = networks * (both + cfg.gradient_checkpointing) * forward + (both + in_chunks) * output
-    without_gradient = (cfg.epochs * cfg.minibatches > 1) + (ppo.reference is not None)
-    return episodes.number * (cfg.epochs * passes + without_gradient * (forward + output))
+    without_gradient = (cfg.epochs * cfg.minibatches > 1) + (module.reference is not None)
+    before = forward + 2 * sizes.hidden * sizes.vocabulary * episodes.sampled
+    return episodes.number * (cfg.epochs * passes + without_gradient * before)
 
 
 # Time
@@ -268,13 +272,13 @@ class Experiment:
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message="LightningCLI's args parameter")
             cli = build(["fit", *args], cli=Unweighed)
-        ppo, self.data, self.trainer = (cli._get(cli.config_init, key) for key in ("model", "data", "trainer"))
-        if not isinstance(ppo, PPO):
-            raise ValueError(f"estimate knows PPO, and model is {type(ppo).__name__}")
+        module, self.data, self.trainer = (cli._get(cli.config_init, key) for key in ("model", "data", "trainer"))
+        if not isinstance(module, PolicyGradient):
+            raise ValueError(f"estimate knows PPO and GRPO, and model is {type(module).__name__}")
         engine = self.data.engine or default_engine(self.data.trust_remote_code)
         if not isinstance(engine, VLLMEngine | TransformersEngine):
             raise ValueError(f"estimate knows VLLMEngine and TransformersEngine, and not {type(engine).__name__}")
-        self.ppo, self.engine = ppo, engine
+        self.module, self.engine = module, engine
         self.on_gpu = self.trainer["accelerator"] != "cpu"
         self.precision = self.trainer["precision"] or "32-true"
         if self.precision not in BYTES:
@@ -288,7 +292,7 @@ class Experiment:
             few = f"data.groups={self.data.groups}"
             raise ValueError(f"{few}: each of the {self.processes} processes needs at least one")
         self.share = math.ceil(self.data.groups / self.processes) * self.data.samples
-        self.config = self.ppo.policy.lm.config
+        self.config = self.module.policy.lm.config
         self.sizes = Sizes.of(self.config)
         with torch.device("meta"):
             self.served = count(load_model(self.data.model, self.data.trust_remote_code))  # without adapters
@@ -325,7 +329,7 @@ class Experiment:
     @property
     def micro_batch(self) -> int:
         """Most tokens that go through a network at once: an episode is not cut (`Batch.split`)."""
-        return max(self.longest, min(self.ppo.settings.token_budget, self.share * self.longest))
+        return max(self.longest, min(self.module.settings.token_budget, self.share * self.longest))
 
 
 def read_texts(spec: EnvSpec, chat: Chat | None, tell_rules: bool) -> tuple[int, int]:
@@ -380,26 +384,26 @@ class Training(NamedTuple):
 
 
 def training_memory(run: Experiment) -> Training:
-    """Of weights that are trained as in PPO, by AdamW with its two averages."""
-    ppo, trunk = run.ppo, run.ppo.policy.lm.base_model
+    """Of weights that are trained by AdamW with its two averages."""
+    module, trunk = run.module, run.module.policy.lm.base_model
     stored, computing = BYTES[run.precision]
     shards = run.processes if run.sharded else 1
-    gradients = stored * (count_trainable(ppo.policy) + count_trainable(ppo.critic)) / shards
+    gradients = stored * count_trainable(module) / shards
     if run.precision == "bf16-mixed" and not run.sharded:
         # Autocast lowers single operations: told is the most, as if all were float32 and every matrix had its copy.
-        kept = activations(ppo.policy, run.micro_batch, torch.float32) + computing * matrices(trunk)
+        kept = activations(module.policy, run.micro_batch, torch.float32) + computing * matrices(trunk)
         computing = stored
     else:
-        kept = activations(ppo.policy, run.micro_batch, DTYPES[computing])
+        kept = activations(module.policy, run.micro_batch, DTYPES[computing])
     # What goes into each layer, and one layer at a time (Chen et al. 2016, arXiv 1604.06174, section 4).
     layers = run.sizes.layers
     recomputed = computing * layers * run.sizes.hidden * run.micro_batch + kept / layers
-    as_configured = (recomputed, kept) if ppo.settings.gradient_checkpointing else (kept, recomputed)
+    as_configured = (recomputed, kept) if module.settings.gradient_checkpointing else (kept, recomputed)
     return Training(
-        weights=stored * count(ppo) / shards,
+        weights=stored * count(module) / shards,
         gradients=gradients,
         optimizer=2 * gradients,
-        whole=unsharded(ppo.policy, computing) if run.sharded else 0,
+        whole=unsharded(module.policy, computing) if run.sharded else 0,
         activations=as_configured[0],
         alternative=as_configured[1],
         logits=logits(run.sizes.vocabulary, run.micro_batch),
@@ -474,8 +478,8 @@ def estimate(run: Experiment, machine: Machine, sampled: float | None = None, tu
     room = serving.kv_cache / run.sizes.kv_bytes(serving.itemsize) / (expected.given + expected.sampled / 2)
     under_way = max(1.0, min(run.engine.max_num_seqs, run.data.concurrency, run.share, room))
     one = expected._replace(number=run.share)
-    generation = generation_seconds(run.ppo.policy, run.sizes, serving.itemsize, one, under_way, machine)
-    flops = update_flops(run.ppo, run.sizes, expected)
+    generation = generation_seconds(run.module.policy, run.sizes, serving.itemsize, one, under_way, machine)
+    flops = update_flops(run.module, run.sizes, expected)
     evaluated = run.data.validation.levels * run.data.validation.samples * len(run.data.val)
     return Estimate(
         training=training_memory(run),
@@ -527,22 +531,20 @@ def gib(size: float) -> str:
 def table(run: Experiment, machine: Machine, found: Estimate) -> str:
     """Everything, a line each."""
     training, serving, expected, limits = found.training, found.serving, found.expected, run.episodes()
-    ppo, sizes, iterations = run.ppo, run.sizes, run.trainer["max_epochs"] or -1
-    checkpointing = "without" if ppo.settings.gradient_checkpointing else "with"
+    module, sizes, iterations = run.module, run.sizes, run.trainer["max_epochs"] or -1
+    checkpointing = "without" if module.settings.gradient_checkpointing else "with"
     kv_token = sizes.kv_bytes(serving.itemsize)
     cut = f"in {run.processes} shards" if run.sharded else "whole on each device"
     stored = BYTES[run.precision][0]
-    learnt = count_trainable(ppo.policy) + count_trainable(ppo.critic)
+    learnt = count_trainable(module)
+    frozen = count(module.reference) if module.reference and module.settings.lora is None else 0
+    shared = "a head on the policy's trunk" if module.settings.get("critic") == "shared" else ""
     engine_stays = "gone during the update" if not serving.during_update else "stays during the update"
     rows: list[tuple[str, str, str]] = [
         ("parameters", "", ""),
-        ("  policy", f"{count(ppo.policy):,}", ""),
-        (
-            "  critic",
-            f"{count(ppo.critic):,}",
-            "a head on the policy's trunk" if ppo.settings.critic == "shared" else "",
-        ),
-        *([("  reference", f"{count(ppo.reference):,}", "for the KL term")] if ppo.reference else []),
+        ("  policy", f"{count(module.policy):,}", ""),
+        *([("  critic", f"{count(module.critic):,}", shared)] if isinstance(module, PPO) else []),
+        *([("  reference", f"{count(module.reference):,}", "for the KL term")] if module.reference else []),
         ("memory of a device", gib(machine.memory), f"{run.processes} devices, {run.precision}"),
         ("  weights", gib(training.weights), cut),
         ("  gradients", gib(training.gradients), cut),
@@ -561,9 +563,9 @@ def table(run: Experiment, machine: Machine, found: Estimate) -> str:
         ("  at most, update", gib(found.update_peak), ""),
         *([("  at most, engine's device", gib(serving.awake), "")] if serving.apart else []),
         ("memory of the host", "", "all processes together"),
-        ("  weights, at the start", gib(run.processes * stored * _loaded(ppo)), "every process reads them whole"),
+        ("  weights, at the start", gib(run.processes * stored * _loaded(module)), "every process reads them whole"),
         ("  weights, to the engines", gib(run.processes * stored * run.served), "once an iteration"),
-        ("  a checkpoint", gib(3 * stored * learnt), "on the disk too"),
+        ("  a checkpoint", gib(stored * (3 * learnt + frozen)), "on the disk too"),
         ("tokens of an episode", "", "" if run.has_tokenizer else "no tokenizer: a token a byte, which is the most"),
         ("  first message", f"{expected.prompt:,}", "the longest of a few levels"),
         ("  each later message", f"{expected.message:,}", "the longest of a few levels"),
@@ -600,11 +602,12 @@ def table(run: Experiment, machine: Machine, found: Estimate) -> str:
     return "\n".join([*lines, "", assumed])
 
 
-def _loaded(ppo: PPO) -> int:
+def _loaded(module: PolicyGradient) -> int:
     """Parameters that a process reads: without LoRA, the whole model again for a critic of its own and a reference."""
-    if ppo.settings.lora is not None:
-        return count(ppo)
-    return count(ppo.policy) * (1 + (ppo.settings.critic == "separate") + (ppo.reference is not None))
+    if module.settings.lora is not None:
+        return count(module)
+    critic = module.settings.get("critic") == "separate"
+    return count(module.policy) * (1 + critic + (module.reference is not None))
 
 
 def main(args: Sequence[str]) -> None:

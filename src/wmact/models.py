@@ -184,24 +184,30 @@ class Policy(nn.Module):
         if gradient_checkpointing:
             self.lm.gradient_checkpointing_enable()
 
-    def forward(self, batch: Batch) -> tuple[Tensor, Tensor]:
-        """Return log-probability of every sampled token and entropy of its distribution, both (S,) float32."""
-        hidden_SH = _hidden_before(self.lm.base_model, batch)
+    def forward(self, batch: Batch, tokens: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Return log-probability of every sampled token and entropy of its distribution, both (S,) float32.
+
+        Args:
+            tokens: where the tokens stand that are scored, in place of the sampled ones.
+        """
+        tokens = batch.token_S if tokens is None else tokens
+        hidden_SH = _hidden_before(self.lm.base_model, batch, tokens)
+        targets_S = batch.ids_T[tokens]
         head = self.lm.get_output_embeddings()
         chunk = max(1, LOGIT_BUDGET // head.weight.size(0))
         if hidden_SH.size(0) <= chunk:
-            return self._score(hidden_SH, batch.targets_S)
+            return self._score(hidden_SH, targets_S)
         # The logits of a chunk live only while it is scored, and are computed again in the backward pass.
         parts = [
             checkpoint(self._score, h, t, use_reentrant=False)
-            for h, t in zip(hidden_SH.split(chunk), batch.targets_S.split(chunk), strict=True)
+            for h, t in zip(hidden_SH.split(chunk), targets_S.split(chunk), strict=True)
         ]
         logprobs, entropies = zip(*parts, strict=True)
         return torch.cat(logprobs), torch.cat(entropies)
 
     def hidden(self, batch: Batch) -> Tensor:
         """Return (S, hidden): what `forward` predicts each sampled token from. For a critic that shares the trunk."""
-        return _hidden_before(self.lm.base_model, batch)
+        return _hidden_before(self.lm.base_model, batch, batch.token_S)
 
     def _score(self, hidden_SH: Tensor, targets_S: Tensor) -> tuple[Tensor, Tensor]:
         logits_SV = self.lm.get_output_embeddings()(hidden_SH).float()
@@ -244,7 +250,7 @@ class Critic(nn.Module):
 
     def forward(self, batch: Batch) -> Tensor:
         """Return (S,) float32: the value of the state in which each sampled token was about to be written."""
-        hidden_SH = self._lender[0].hidden(batch) if self._lender else _hidden_before(self.trunk, batch)
+        hidden_SH = self._lender[0].hidden(batch) if self._lender else _hidden_before(self.trunk, batch, batch.token_S)
         return self.head(hidden_SH).float()[:, 0]
 
 
@@ -275,12 +281,12 @@ def decoder_layers(network: nn.Module) -> list[nn.Module]:
     return [module for module in network.modules() if type(module).__name__ in names]
 
 
-def _hidden_before(trunk: nn.Module, batch: Batch) -> Tensor:
-    """(S, hidden): the last hidden state at the position before each sampled token, which predicts it."""
+def _hidden_before(trunk: nn.Module, batch: Batch, token_S: Tensor) -> Tensor:
+    """(S, hidden): the last hidden state at the position before each of the tokens, which predicts it."""
     hidden = trunk(
         input_ids=batch.ids_T[None],
         position_ids=batch.positions_T[None],
         use_cache=False,
         segments=batch.starts_E.tolist(),
     ).last_hidden_state
-    return hidden[0, batch.token_S - 1]
+    return hidden[0, token_S - 1]

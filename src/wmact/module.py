@@ -110,13 +110,20 @@ class AgentModule(L.LightningModule):
                 f"{self.global_step}: the engine was not given the current weights"
             )
 
-    def micro_batches(self, batch: Batch, minibatches: int = 1) -> list[list[Batch]]:
+    def micro_batches(self, batch: Batch, minibatches: int = 1, kept_E: Tensor | None = None) -> list[list[Batch]]:
         """Cut each minibatch into micro-batches of at most `token_budget` tokens, on every process into as many.
 
         A process with fewer goes along with empty ones: with FSDP2 every pass of one is a pass of all.
+
+        Args:
+            kept_E: (E,) bool, the episodes that are to go through the networks; None: all.
         """
         with together():
-            parts = [part.split(self.settings.token_budget) for part in batch.minibatches(minibatches)]
+            whole_parts = batch.minibatches(minibatches)
+            if kept_E is not None:
+                kept = kept_E.split([len(part.group_E) for part in whole_parts])
+                whole_parts = [part.select(marked_E) for part, marked_E in zip(whole_parts, kept, strict=True)]
+            parts = [part.split(self.settings.token_budget) for part in whole_parts]
         most = largest([len(part) for part in parts])
         return [part + [batch.nothing()] * int(number - len(part)) for part, number in zip(parts, most, strict=True)]
 

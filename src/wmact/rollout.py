@@ -20,6 +20,7 @@ import gymnasium
 import numpy as np
 
 from wmact import protocol
+from wmact.chat import Following
 from wmact.engines import Completion, Request
 from wmact.types import Action, Episode, RolloutInterrupted, StopReason, Turn
 
@@ -60,8 +61,8 @@ class Conversation(Protocol):
     def open(self, text: str) -> list[int]:
         """Ids of a conversation's beginning."""
 
-    def reply_to(self, text: str) -> list[int]:
-        """Ids to append after a reply."""
+    def following(self, text: str, hint: str = "") -> Following:
+        """Ids to append after a reply, for a hint and an observation; and where the observation stands in them."""
 
     def decode(self, ids: list[int]) -> str:
         """A reply's text."""
@@ -189,7 +190,9 @@ class Player:
             episode.stop_reason = "turns"
         if episode.stop_reason is None:
             hint = NO_ACTION if self.told and answer.format == "unreadable" else ""
-            self._append(self.chat.reply_to(hint + self.observation))
+            told = self.chat.following(self.observation, hint)
+            episode.told.append((len(episode.ids) + told.start, len(episode.ids) + told.end))
+            self._append(told.ids)
             episode.observations.append(self.observation)
 
     def fail(self, error: BaseException | None) -> None:

@@ -1,7 +1,7 @@
 """The data that flows through the house: actions → turns → episodes → one packed batch.
 
 Axis letters are those of CONTRIBUTING.md: E episodes, T tokens of all episodes laid end to end, S sampled tokens
-(those the model wrote), U turns.
+(those the model wrote), O observation tokens (those the environment wrote in answer to a reply), U turns.
 """
 
 import itertools
@@ -54,6 +54,8 @@ class Episode:
     ids, logprobs: one entry a token; logprobs are the engine's for sampled tokens and 0.0 for given ones.
     reward: the outcome reward before shaping.
     turns: in order; a turn of zero reward is still a turn.
+    told: first token and end (exclusive) of each observation that answered a reply: what the environment said, without
+        the chat template around it and without hints of ours. The first prompt is none: nothing led to it.
     optimal_length: least number of actions that solve the level; 0 if the environment does not tell.
     category: kind of level, of which success is told apart; "" if the environment does not tell.
     """
@@ -69,6 +71,7 @@ class Episode:
     ids: list[int] = field(default_factory=list)
     logprobs: list[float] = field(default_factory=list)
     turns: list[Turn] = field(default_factory=list)
+    told: list[tuple[int, int]] = field(default_factory=list)
     observations: list[str] = field(default_factory=list)
     reward: float = 0.0
     stop_reason: StopReason | None = None
@@ -126,6 +129,7 @@ class Batch(NamedTuple):
     rewards_S: Tensor  # (S,) float32, non-zero only where turn_end_S
     behaviour_logprobs_S: Tensor  # (S,) float32, of the engine that sampled
     valid_S: Tensor  # (S,) bool, False where the engine's logprob is missing or not finite: left out of the loss
+    token_O: Tensor  # (O,) int64, where each observation token stands in T
     group_E: Tensor  # (E,) int64, episodes of one level share a number
     policy_version: int  # of the weights that played; must be the trainer's when it trains
 
@@ -143,6 +147,22 @@ class Batch(NamedTuple):
     def targets_S(self) -> Tensor:
         """(S,) ids of the sampled tokens."""
         return self.ids_T[self.token_S]
+
+    @property
+    def outcomes_E(self) -> Tensor:
+        """(E,) sum of the rewards of each episode."""
+        return self.rewards_S.new_zeros(len(self.group_E)).index_add_(0, self.episode_S, self.rewards_S)
+
+    @property
+    def sampled_E(self) -> Tensor:
+        """(E,) bool: which episodes hold a valid sampled token."""
+        return torch.zeros_like(self.group_E, dtype=torch.bool).index_fill_(0, self.episode_S[self.valid_S], True)
+
+    @property
+    def observed_E(self) -> Tensor:
+        """(E,) bool: which episodes hold an observation token."""
+        episode_O = torch.bucketize(self.token_O, self.starts_E[1:], right=True)
+        return torch.zeros_like(self.group_E, dtype=torch.bool).index_fill_(0, episode_O, True)
 
     def split(self, token_budget: int) -> "list[Batch]":
         """Cut into runs of whole episodes of at most ``token_budget`` tokens (one episode may exceed it alone)."""
@@ -172,13 +192,14 @@ class Batch(NamedTuple):
     def nothing(self) -> "Batch":
         """A batch of one token that is not sampled: it goes through the networks and counts for nothing."""
         of_tokens = {name: x[:1] for name, x in self._asdict().items() if name in ("ids_T", "positions_T", "group_E")}
-        sampled = {name: x[:0] for name, x in self._asdict().items() if name.endswith("_S")}
+        sampled = {name: x[:0] for name, x in self._asdict().items() if name.endswith(("_S", "_O"))}
         return self._replace(starts_E=self.starts_E.new_tensor([0, 1]), **of_tokens, **sampled)
 
     def episodes(self, first: int, last: int) -> "Batch":
         """Episodes ``first`` to ``last`` (exclusive) as a batch of their own."""
         begin, end = int(self.starts_E[first]), int(self.starts_E[last])
-        s0, s1 = torch.searchsorted(self.token_S, torch.tensor([begin, end], device=self.token_S.device)).tolist()
+        ends = torch.tensor([begin, end], device=self.token_S.device)
+        (s0, s1), (o0, o1) = (torch.searchsorted(tokens, ends).tolist() for tokens in (self.token_S, self.token_O))
         return self._replace(
             ids_T=self.ids_T[begin:end],
             positions_T=self.positions_T[begin:end],
@@ -189,5 +210,26 @@ class Batch(NamedTuple):
             rewards_S=self.rewards_S[s0:s1],
             behaviour_logprobs_S=self.behaviour_logprobs_S[s0:s1],
             valid_S=self.valid_S[s0:s1],
+            token_O=self.token_O[o0:o1] - begin,
             group_E=self.group_E[first:last],
+        )
+
+    def select(self, kept_E: Tensor) -> "Batch":
+        """The episodes that are marked as a batch of their own, or `nothing` where none is."""
+        if not kept_E.any():
+            return self.nothing()
+        lengths_E = self.starts_E.diff()
+        kept_T = kept_E.repeat_interleave(lengths_E.to(kept_E.device))
+        kept_S, kept_O = kept_T[self.token_S], kept_T[self.token_O]
+        place_T, place_E = kept_T.cumsum(0) - 1, kept_E.cumsum(0) - 1
+        sampled = {name: x[kept_S] for name, x in self._asdict().items() if name.endswith("_S")}
+        sampled |= {"token_S": place_T[sampled["token_S"]], "episode_S": place_E[sampled["episode_S"]]}
+        starts_E = torch.cat([self.starts_E[:1], lengths_E[kept_E.to(lengths_E.device)].cumsum(0)])
+        return self._replace(
+            ids_T=self.ids_T[kept_T],
+            positions_T=self.positions_T[kept_T],
+            starts_E=starts_E.to(self.starts_E.dtype),
+            token_O=place_T[self.token_O[kept_O]],
+            group_E=self.group_E[kept_E],
+            **sampled,
         )

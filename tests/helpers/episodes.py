@@ -9,11 +9,16 @@ Shape = tuple[int, int, float]
 
 
 def make_episode(*shape: Shape, level: int = 0, seed: int = 0) -> Episode:
-    """An episode of random ids below 50; its logprobs are -1 for sampled tokens."""
+    """An episode of random ids below 50; its logprobs are -1 for sampled tokens.
+
+    Of what stands between two turns all but the first token was told, as if that one were a template's.
+    """
     draw = random.Random(seed)
     episode = Episode("env", level, str(level), 0, seed, 0, stop_reason="turns")
     for given, sampled, reward in shape:
         start = len(episode.ids) + given
+        if episode.turns and given > 1:
+            episode.told.append((len(episode.ids) + 1, start))
         episode.ids += [draw.randrange(50) for _ in range(given + sampled)]
         episode.logprobs += [0.0] * given + [-1.0] * sampled
         episode.turns.append(Turn(start, start + sampled, "", "valid", reward=reward))

@@ -16,7 +16,7 @@ from typing import Any
 
 os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # as `python -m wmact` does
 SERVER = multiprocessing.get_context("forkserver")
-SERVER.set_forkserver_preload(["wmact.cli", "wmact.ppo", "wmact.demonstrations"])
+SERVER.set_forkserver_preload(["wmact.cli", "wmact.ppo", "wmact.grpo", "wmact.demonstrations"])
 
 
 class Group:
@@ -108,7 +108,7 @@ def trainer(strategy: str, world_size: int, **kwargs: Any) -> Any:
 def steps(
     strategy: str, world_size: int, shares: list[dict[int, Any]], settings: list[dict[str, Any]], out: Path
 ) -> None:
-    """Train PPO once on each share of episodes, with its settings; write down what the steps found and left.
+    """Train once on each share of episodes, with its settings; write down what the steps found and left.
 
     Each episode's number gives its ids, so that it is the same whoever trains on it.
     """
@@ -117,12 +117,14 @@ def steps(
 
     from episodes import make_episode
     from wmact.collate import collate
+    from wmact.grpo import GRPO
+    from wmact.module import AgentModule
     from wmact.ppo import PPO
     from wmact.processes import whole
     from wmact.types import TrainingStopped
 
-    class Watched(PPO):
-        """Descends along the gradient itself: Adam's first step makes as much of a rounding error as of a gradient."""
+    class Watched(AgentModule):
+        """Laid over an algorithm. Descends along the gradient itself: Adam's first step makes as much of rounding."""
 
         def configure_optimizers(self) -> torch.optim.Optimizer:
             groups = [{key: g[key] for key in ("name", "params")} for g in super().configure_optimizers().param_groups]
@@ -137,12 +139,19 @@ def steps(
         def log_dict(self, figures: Any, **kwargs: Any) -> None:
             seen["logged"] |= {name: float(value) for name, value in figures.items()}
 
+    class WatchedPPO(Watched, PPO):
+        pass
+
+    class WatchedGRPO(Watched, GRPO):
+        pass
+
     class Fixed(L.LightningDataModule):
         performance: dict[str, float] = {}
+        figures: dict[str, float] = {}
 
         def __init__(self, share: dict[int, Any]) -> None:
             super().__init__()
-            self.episodes = [make_episode(*shape, level=number, seed=number) for number, shape in share.items()]
+            self.episodes = [make_episode(*shape, level=number // 3, seed=number) for number, shape in share.items()]
 
         def __len__(self) -> int:
             return 1
@@ -159,8 +168,10 @@ def steps(
     for share, chosen in zip(shares, settings, strict=True):
         seen: dict[str, Any] = {"gradients": [], "logged": {}, "stopped": ""}
         torch.manual_seed(7)
-        module = Watched(**({"max_grad_norm": math.inf, "max_mismatch_kl": math.inf} | chosen))
-        torch.nn.init.normal_(module.critic.head.weight, std=0.5)
+        chosen = {"max_grad_norm": math.inf, "max_mismatch_kl": math.inf} | chosen
+        module: Any = {"PPO": WatchedPPO, "GRPO": WatchedGRPO}[chosen.pop("algorithm", "PPO")](**chosen)
+        if isinstance(module, PPO):
+            torch.nn.init.normal_(module.critic.head.weight, std=0.5)
         try:
             trainer(strategy, world_size).fit(module, datamodule=Fixed(share))
         except (TrainingStopped, ValueError) as stopped:

@@ -2,13 +2,13 @@
 
 import json
 import math
-import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
+import stub_server
 from wmact.rwml.distances import (
     Exact,
     JSONFields,
@@ -20,9 +20,6 @@ from wmact.rwml.distances import (
     pooling_of,
     rouge_l,
 )
-
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "helpers"))
-import stub_server
 
 # Pair, cosine distance of all-MiniLM-L6-v2 as sentence-transformers gives it, ROUGE-L's F as rouge-score 0.1.2 does.
 MEASURED = [

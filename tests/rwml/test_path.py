@@ -5,19 +5,16 @@ The world says which of four doors is the goal, and says it again whatever one t
 
 import json
 import re
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
 
+import tiny_worlds
 from wmact.cli import main
 from wmact.loggers import read_metrics
 from wmact.rwml.triplets import read_triplets
-
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "helpers"))
-import tiny_worlds
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:.*LeafSpec"),

@@ -1,19 +1,15 @@
 """What a prediction is worth, by every reward; a judge that is hostile, slow to agree or down."""
 
 import re
-import sys
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Any
 
 import pytest
 
+import stub_server
 from wmact.rwml import All, ByKind, Exact, Judge, RougeL, SameState, Within
 from wmact.rwml.rewards import PATIENCE
 from wmact.rwml.state import entities, states
-
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "helpers"))
-import stub_server
 
 
 def test_below_the_threshold_is_one(triplet):
