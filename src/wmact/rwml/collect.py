@@ -5,7 +5,7 @@
 
 The configuration is one of `fit`: environment, model, engine, limits and turns are its own, and every option that is
 not listed below is one of `fit` (--data.env.kwargs.split val --data.max_turns 50). Who acts is --source: the model;
-"random", uniform over the environment's actions, or over info["admissible_commands"] where the vocabulary is open;
+"random", uniform over the environment's actions, or over info["admissible"] where the vocabulary is open;
 "walkthrough", the environment's own solution; the last two take one action a turn. Episode after episode takes another
 level, and a level comes again only when all have come.
 
@@ -121,9 +121,9 @@ def at_random(env: gymnasium.Env[str, str], info: Mapping[str, Any], rng: np.ran
     Raises:
         ValueError: the environment does not tell which there are.
     """
-    actions = list(getattr(env.unwrapped, "action_names", ()) or info.get("admissible_commands", ()))
+    actions = list(getattr(env.unwrapped, "action_names", ()) or info.get("admissible", ()))
     if not actions:
-        raise ValueError('--source random: the environment names no actions, nor does info["admissible_commands"]')
+        raise ValueError('--source random: the environment names no actions, nor does info["admissible"]')
     return str(actions[rng.integers(len(actions))])
 
 
