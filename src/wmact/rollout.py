@@ -130,6 +130,7 @@ class Player:
         self.env, self.chat, self.limits, self.told, self.stop = env, chat, limits, told, stop
         text: Any = env.unwrapped
         self.action_names: Sequence[str] = getattr(text, "action_names", ())
+        self.one_action = bool(getattr(text, "one_action", False))
         self.episode = Episode(
             env=env.spec.id if env.spec else type(text).__name__,
             level=task.level,
@@ -150,7 +151,7 @@ class Player:
             self.episode.optimal_length = int(info.get("optimal_length") or 0)
         self.episode.observations.append(self.observation)
         rules, example = getattr(text, "rules", ""), getattr(text, "example_actions", ())
-        told = protocol.instructions(rules, self.action_names, example).strip() if self.told else None
+        told = protocol.instructions(rules, self.action_names, example, self.one_action) if self.told else None
         self._append(self.chat.open(protocol.first_message(told, self.observation)))
 
     def request(self, key: int, max_model_len: int) -> Request | StopReason:
@@ -178,7 +179,7 @@ class Player:
         if not completion.stopped:
             episode.stop_reason = self._limit_reached(request)
             return
-        answer = protocol.parse(text, self.action_names)
+        answer = protocol.parse(text, self.action_names, self.one_action)
         turn.format = answer.format
         for action in answer.actions:
             turn.actions.append(self._act(action))
