@@ -101,8 +101,8 @@ def instructions(
 
 def _one_action(examples: Sequence[str]) -> list[str]:
     asked = (
-        "First think, between <think> and </think>: work out what your action will change before you choose. Then write "
-        "one action, and nothing else, between <action> and </action>; then you are told what came of it."
+        "First think, between <think> and </think>: work out what your action will change before you choose. Then "
+        "write one action, and nothing else, between <action> and </action>; then you are told what came of it."
     )
     thought = "<think>I work out what this changes, and whether it is what I want.</think>"
     answers = [f"{thought}\n<action>{example}</action>" for example in examples]
