@@ -43,7 +43,7 @@ def alone(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 def pauses(monkeypatch: pytest.MonkeyPatch) -> list[float]:
     """The pauses between tries, which are not made."""
     made: list[float] = []
-    monkeypatch.setattr("wmact.endpoint.time", SimpleNamespace(sleep=lambda s: made.append(s) if s else None))
+    monkeypatch.setattr("wmact_envs.endpoint.time", SimpleNamespace(sleep=lambda s: made.append(s) if s else None))
     return made
 
 

@@ -18,3 +18,4 @@ register(
     kwargs={"height": 10, "width": 10},
 )
 register(id="wmact/SokobanHard2-v0", entry_point="wmact_envs.sokoban:SokobanEnv", kwargs={"boxes": 3})
+register(id="wmact/Tau2-v0", entry_point="wmact_envs.tau2:Tau2Env")
