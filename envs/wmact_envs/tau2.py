@@ -104,7 +104,9 @@ class Tau2Env(gymnasium.Env[str, str]):
         elif "://" in user:
             self.user = EndpointUser(Endpoint(user, user_timeout), user_model)
         else:
-            raise ValueError(f"user={user!r}: use 'scripted' or the address of an API, such as http://127.0.0.1:8000/v1")
+            raise ValueError(
+                f"user={user!r}: use 'scripted' or the address of an API, such as http://127.0.0.1:8000/v1"
+            )
         self.domain, self.split = engine.load(domain, solo), split
         self.tasks = self.domain.split(split)
         self.num_levels = len(self.tasks)
@@ -202,6 +204,8 @@ class Tau2Env(gymnasium.Env[str, str]):
         criteria = self.task.evaluation_criteria
         if not self._started or criteria is None or (criteria.actions is None and criteria.env_assertions):
             return None
+        if self.domain.solo and criteria.communicate_info:  # nobody is there to be told
+            return None
         turns = []
         for gold in criteria.actions or []:
             if gold.requestor == "user" and not self.domain.solo:
@@ -233,14 +237,12 @@ class Tau2Env(gymnasium.Env[str, str]):
             return engine.STOP_TOKENS[0], True, False, False
         if name == "calculate" and "**" in str(arguments.get("expression")):
             return "Error: ** is no operator here; there are +, -, * and /", False, True, False
-        answer, refused = self._respond("assistant", Call(name, arguments), name in self.domain.writes)
+        answer, refused = self._respond("assistant", Call(name, arguments))
         valid = name in self.domain.tools and _fits(self.domain.signatures[name], arguments)
         return answer, valid, refused, name in self.domain.writes and not refused
 
-    def _respond(self, requestor: str, call: Call, writes: bool) -> tuple[str, bool]:
+    def _respond(self, requestor: str, call: Call) -> tuple[str, bool]:
         """Let the package answer a call; return the answer and whether it is an error."""
-        if writes and self.environment is self.domain.shared:
-            self.environment = self.domain.environment(self.domain.solo)
         message = engine.called(requestor, len(self.messages), call.name, call.arguments)
         response = self.environment.get_response(message.tool_calls[0])
         self.messages += [message, response]
@@ -255,10 +257,9 @@ class Tau2Env(gymnasium.Env[str, str]):
                 raise OSError(f"the user made more than {USER_CALLS} tool calls in a row")
             results = []
             for call in said.calls:
-                writes = call.name in self.domain.user_writes
-                answer, refused = self._respond("user", call, writes)
+                answer, refused = self._respond("user", call)
                 results.append(answer)
-                changed |= writes and not refused
+                changed |= call.name in self.domain.user_writes and not refused
             said = self.user.told(results)
         self.messages.append(engine.said("user", said.text))
         self._running = not any(token in said.text for token in engine.STOP_TOKENS)
@@ -308,7 +309,7 @@ def _transcript(history: Iterable[Any]) -> list[str]:
         for call in getattr(message, "tool_calls", None) or []:
             lines.append(f"You: {json.dumps({'name': call.name, 'arguments': call.arguments})}")
         if message.content:
-            lines.append(f"{ {'assistant': 'You', 'user': 'User', 'tool': 'Tool'}[message.role]}: {message.content}")
+            lines.append(f"{ {'assistant': 'You', 'user': 'User', 'tool': 'Tool'}[message.role] }: {message.content}")
     return lines
 
 
@@ -341,6 +342,8 @@ def check(domain: str, split: str = "base", solo: bool = False) -> tuple[int, in
                 _, reward, ended, _, _ = env.step(turn)
         if not ended or reward < 1:
             failed.append(env.task.id)
+    if not env.domain.untouched():
+        failed.append("the shared database was written to by a tool that is not marked as writing")
     return golden, baseline, failed
 
 

@@ -7,6 +7,7 @@ tasks again at every step. Nothing of the package is imported before a domain is
 from __future__ import annotations
 
 import contextlib
+import copy
 import functools
 import importlib
 import inspect
@@ -55,8 +56,12 @@ class Domain:
         base = set(self.splits["base"])  # telecom has 2,285 tasks, of which 114 are the benchmark
         model = _module("tau2.data_model.tasks").Task
         self.tasks: dict[str, Any] = {task["id"]: model.model_validate(task) for task in tasks if task["id"] in base}
-        self.shared = self.environment(solo)
-        """An environment that every episode reads from until it first writes; nobody writes to it."""
+        self.shared = pickle.loads(self._pickled[solo])
+        """What environments share; nobody writes to it."""
+        self._fingerprint = self.shared.get_db_hash()
+        self._large = not any(
+            task.initial_state for task in self.tasks.values()
+        )  # a task that changes it needs its own
         kits = [self.shared.tools, *([self.shared.user_tools] if solo and self.shared.user_tools else [])]
         self.tools: dict[str, Any] = {name: tool for kit in kits for name, tool in kit.get_tools().items()}
         self.signatures = {name: inspect.signature(tool._func) for name, tool in self.tools.items()}
@@ -67,8 +72,30 @@ class Domain:
         self._baseline: dict[str, bool] = {}
 
     def environment(self, solo_mode: bool = False) -> Any:
-        """Return a new environment of the package with the domain's own database."""
-        return pickle.loads(self._pickled[solo_mode])
+        """Return a new environment of the package with the domain's own database.
+
+        A large database is shared by all environments until one of them is about to write: it then gets its own. That
+        only tools that are marked as writing do write is what `--check` checks.
+        """
+        if not self._large:
+            return pickle.loads(self._pickled[solo_mode])
+        environment = copy.copy(self.shared)
+        call, fingerprint = environment.make_tool_call, environment.get_db_hash
+
+        def make_tool_call(tool_name: str, requestor: str = "assistant", **arguments: Any) -> Any:
+            if environment.tools is self.shared.tools and tool_name in self.writes:
+                environment.tools = pickle.loads(self._pickled[solo_mode]).tools
+            return call(tool_name, requestor, **arguments)
+
+        def get_db_hash() -> str:
+            return str(self._fingerprint if environment.tools is self.shared.tools else fingerprint())
+
+        environment.make_tool_call, environment.get_db_hash = make_tool_call, get_db_hash
+        return environment
+
+    def untouched(self) -> bool:
+        """Tell whether the database that is shared is as it was."""
+        return bool(self.shared.get_db_hash() == self._fingerprint)
 
     def split(self, name: str) -> list[Any]:
         """Return the tasks of a split, in the package's order.
@@ -82,15 +109,11 @@ class Domain:
         return [self.tasks[number] for number in self.splits[name]]
 
     def start(self, task: Any) -> tuple[Any, list[Any]]:
-        """Return the environment in which a task begins, and the messages that went before.
-
-        It is `shared` where the task changes nothing beforehand.
-        """
-        state = task.initial_state
-        if state is None:
-            return self.shared, []
-        environment, history = self.environment(self.solo), list(state.message_history or [])
-        environment.set_state(state.initialization_data, state.initialization_actions, history)
+        """Return the environment in which a task begins, and the messages that went before."""
+        environment, state = self.environment(self.solo), task.initial_state
+        history = list(state.message_history or []) if state else []
+        if state:
+            environment.set_state(state.initialization_data, state.initialization_actions, history)
         return environment, history
 
     def reward(self, task: Any, messages: list[Any]) -> float:

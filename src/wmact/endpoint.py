@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from wmact.engines import Completion, Request
 from wmact_envs.endpoint import Endpoint, unexpected
 
+
 class OneByOne:
     """A sampler that answers one request a step. A subclass writes `complete`."""
 

@@ -149,6 +149,8 @@ class Player:
             self.observation = _text(observation)
             self.episode.level_id = str(info.get("level_id", self.episode.level_id))
             self.episode.optimal_length = int(info.get("optimal_length") or 0)
+            if "baseline_success" in info:
+                self.episode.baseline_success = bool(info["baseline_success"])
         self.episode.observations.append(self.observation)
         rules, example = getattr(text, "rules", ""), getattr(text, "example_actions", ())
         told = protocol.instructions(rules, self.action_names, example, self.one_action) if self.told else None

@@ -55,6 +55,7 @@ class Episode:
     reward: the outcome reward before shaping.
     turns: in order; a turn of zero reward is still a turn.
     optimal_length: least number of actions that solve the level; 0 if the environment does not tell.
+    baseline_success: an agent that does nothing solves the level; None if the environment does not tell.
     """
 
     env: str
@@ -64,6 +65,7 @@ class Episode:
     seed: int
     policy_version: int
     optimal_length: int = 0
+    baseline_success: bool | None = None
     ids: list[int] = field(default_factory=list)
     logprobs: list[float] = field(default_factory=list)
     turns: list[Turn] = field(default_factory=list)

@@ -104,6 +104,7 @@ def episode_record(
         "sample": episode.sample,
         "seed": episode.seed,
         "optimal_length": episode.optimal_length,
+        "baseline_success": episode.baseline_success,
         "stop_reason": episode.stop_reason,
         "reward": _finite(episode.reward),
         "scaled_reward": _finite(episode.scaled_reward),
