@@ -34,8 +34,8 @@ tool or send one message to the user. A tool call is a JSON object with the tool
 that does not begin with { or [ is a message to the user, word for word. Always follow the policy."""
 SOLO = """\
 You are a customer service agent that solves a ticket according to the policy below. You cannot talk to the user: in \
-each turn you call one tool. A tool call is a JSON object with the tool's name and its arguments. When you consider the \
-ticket solved, call the tool "done". Always follow the policy."""
+each turn you call one tool. A tool call is a JSON object with the tool's name and its arguments. When you consider \
+the ticket solved, call the tool "done". Always follow the policy."""
 
 
 class Tau2Env(gymnasium.Env[str, str]):
@@ -148,10 +148,13 @@ class Tau2Env(gymnasium.Env[str, str]):
         }
         if self.domain.solo:
             return f"Ticket: {self.task.ticket}", dict(self._info)
-        prompt = f"{engine.user_guidelines(bool(self.domain.user_tools))}\n\n<scenario>\n{self.task.user_scenario}\n</scenario>"
-        tools = list(self.domain.user_tools.values())
-        self.user.begin(self.task.user_scenario.instructions, prompt, tools, seed or 0)
-        told = [*_transcript(history), f"User: {self._ask_user(history and history[-1].content or engine.GREETING)[0]}"]
+        scenario, tools = self.task.user_scenario, list(self.domain.user_tools.values())
+        prompt = f"{engine.user_guidelines(bool(tools))}\n\n<scenario>\n{scenario}\n</scenario>"
+        self.user.begin(scenario.instructions, prompt, tools, seed or 0)
+        spoken = history[-1].content if history else engine.GREETING  # a history ends with the agent's words
+        told = [*_transcript(history), f"User: {self._ask_user(spoken)[0]}"]
+        if not self._running:
+            raise OSError(f"the user hung up before the agent said anything: {told[-1]}")
         return "\n\n".join(told), dict(self._info)
 
     def step(self, action: str) -> tuple[str, float, bool, bool, dict[str, Any]]:
@@ -249,7 +252,11 @@ class Tau2Env(gymnasium.Env[str, str]):
         return _clean(response.content), response.error
 
     def _ask_user(self, text: str) -> tuple[str, bool]:
-        """Let the user answer, after as many tool calls as it likes; return its words and whether a call changed things."""
+        """Let the user answer, after tool calls if it likes; return its words, and whether one of them changed things.
+
+        Raises:
+            OSError: it makes too many.
+        """
         said, changed, calls = self.user.hear(text), False, 0
         while said.calls:
             calls += len(said.calls)

@@ -174,7 +174,7 @@ class Domain:
         return "\n".join(lines + [f"{tool['name']}(): {tool['description']}" for tool in solo if self.solo])
 
 
-@functools.lru_cache(maxsize=None)
+@functools.cache
 def load(name: str, solo: bool = False) -> Domain:
     """Return a domain; errors are those of `Domain`."""
     return Domain(name, solo)
