@@ -44,7 +44,7 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
 def pauses(monkeypatch: pytest.MonkeyPatch) -> list[float]:
     """The pauses between tries, which are not made."""
     made: list[float] = []
-    monkeypatch.setattr("wmact.endpoint.time", SimpleNamespace(sleep=lambda s: made.append(s) if s else None))
+    monkeypatch.setattr("wmact_envs.endpoint.time", SimpleNamespace(sleep=lambda s: made.append(s) if s else None))
     return made
 
 

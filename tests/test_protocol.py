@@ -1,5 +1,6 @@
 """What language models really write, and that reading it never fails and takes linear time."""
 
+import json
 import time
 
 import pytest
@@ -204,6 +205,64 @@ def test_every_style_of_multi_word_actions_reads_the_same(actions: list[str], st
     assert parse(f"<action>{content}</action>", HOUSE).actions == actions
 
 
+# One action a reply, as it stands
+
+
+ORDER = '{"name": "get_order_details", "arguments": {"order_id": "#W1"}}'
+TAGGED = '{"name": "note", "arguments": {"text": "</think> <action>look</action> \\"so\\"</action>"}}'
+
+
+@pytest.mark.parametrize(
+    ("block", "action"),
+    [
+        ("go to desk 1, then look", "go to desk 1, then look"),
+        ("  Yes, cancel it; both orders.\n(All of them.)\n", "Yes, cancel it; both orders.\n(All of them.)"),
+        (ORDER, ORDER),
+        (f"\n{ORDER}\n", ORDER),
+        (f"```json\n{ORDER}\n```", ORDER),
+        (f"```json {ORDER}```", ORDER),
+        (f"\n```\n{ORDER}\n```\n", ORDER),
+        (f"```python\n{ORDER}\n```", ORDER),
+        ("```go to desk 1```", "go to desk 1"),
+        (TAGGED, TAGGED),
+        (f"```json\n{TAGGED}\n```", TAGGED),
+        (f"{ORDER}\n{ORDER}", f"{ORDER}\n{ORDER}"),  # two are no action of this world, which is for it to say
+        ('{"name": "look"', '{"name": "look"'),
+        ('{"text": "two\nlines </think>"}', '{"text": "two\nlines </think>"}'),
+        ('{"n": ' + "9" * 5000 + "}", '{"n": ' + "9" * 5000 + "}"),  # more digits than Python reads
+        ('{"a":' * 9000, '{"a":' * 9000),  # more brackets than it follows
+    ],
+)
+def test_one_action_is_the_block_as_it_stands(block: str, action: str) -> None:
+    assert parse(f"<think>so</think> <action>{block}</action> Done.", (), one_action=True) == Answer(
+        "so", [action], "valid"
+    )
+
+
+@pytest.mark.parametrize(
+    ("text", "thinking", "actions"),
+    [
+        (f"<think>or {ORDER} or <action>{TAGGED}</action>?</think><action>look</action>", None, ["look"]),
+        ("<think>a</think><action>look</action> No! <action>wait</action>", "a", ["wait"]),
+        ("<think>a</think><action>look</action><action> ```json\n``` </action><action></action>", "a", ["look"]),
+        ('<think>a</think><action>{"a": <action>look</action>', "a", ["look"]),  # the first is no JSON
+        (f"<think>a</think><action>{TAGGED}", "a", [TAGGED]),
+        (f"<think>a</think>{ORDER}", "a", []),  # no tags
+    ],
+)
+def test_which_block_is_the_one_action(text: str, thinking: str | None, actions: list[str]) -> None:
+    answer = parse(text, (), one_action=True)
+    assert answer.actions == actions
+    assert answer.format == ("valid" if actions else "unreadable")
+    assert thinking in (None, answer.thinking)
+
+
+@given(st.dictionaries(st.text(), st.one_of(st.text(), st.sampled_from(["</action>", "<action>look", "</think>"]))))
+def test_any_json_object_comes_back_whole(arguments: dict[str, str]) -> None:
+    call = json.dumps({"name": "note", "arguments": arguments}, ensure_ascii=False)
+    assert parse(f"<think>a</think><action>{call}</action>", (), one_action=True).actions == [call]
+
+
 TAGS = ["<think>", "</think>", "<action>", "</action>", "<ANSWER>", "< actions >", "<", ">", "(", ")", "→", "->", "1."]
 WRITING = st.lists(
     st.one_of(st.text(max_size=6), st.sampled_from([*TAGS, *MOVES, "pick", "up", "and", " ", "-", "_", ",", "\n"]))
@@ -216,6 +275,9 @@ NAMES = st.sampled_from([MOVES, TAXI, HOUSE, (), ("Go", "a-b", "c_d"), ("",), ("
 def test_never_raises_and_returns_what_it_says(text: str, names: tuple[str, ...]) -> None:
     answer = parse(text, names)
     assert (answer.format == "valid") == bool(answer.actions)
+    whole = parse(text, names, one_action=True)
+    assert len(whole.actions) == (whole.format == "valid")
+    assert all(action in text for action in whole.actions)
     for action in answer.actions:
         assert action
         if names and action not in names:
@@ -242,13 +304,15 @@ def test_thinking_does_not_act(thought: str, actions: list[str]) -> None:
 @pytest.mark.parametrize(
     "unit",
     ["<", "< ", "(", ")", "()", "<action>", "<think>", "</think>", "<action>up", "up ", "1", "1.", "-", "a", "\n", ";"]
-    + ["<action>and</action>", "(a", "→", "pick ", "`", "[", " ", "𝕏", "İ"],
+    + ["<action>and</action>", "(a", "→", "pick ", "`", "[", " ", "𝕏", "İ", "``` "]
+    + ['<action>{"a":"', '<action>{"a":1}'],
 )
 def test_a_megabyte_takes_linear_time(unit: str) -> None:
     text = unit * (1_000_000 // len(unit))
-    for names, whole in ((TAXI, text), (TAXI, "<action>" + text), (HOUSE, "<action>" + text), ((), "<action>" + text)):
+    inside = "<action>" + text
+    for names, whole, one in ((TAXI, text, 0), (TAXI, inside, 0), (HOUSE, inside, 0), ((), inside, 0), ((), text, 1)):
         begin = time.process_time()
-        parse(whole, names)
+        parse(whole, names, one_action=bool(one))
         assert time.process_time() - begin < 10  # it takes less than one; quadratic time would be hours
 
 
@@ -274,6 +338,17 @@ def test_instructions_for_an_open_vocabulary() -> None:
     assert "Actions:" not in told
     assert "looks like this" not in told
     assert "<action>go to fridge 1</action>" in protocol.instructions("Rules.", (), ("go to fridge 1",))
+
+
+def test_instructions_for_one_action_a_reply() -> None:
+    examples = (ORDER, "Which order do you mean, and why?")
+    told = protocol.instructions("Rules.", (), examples, one_action=True)
+    assert told.startswith("Rules.\n\nFirst think, between <think> and </think>")
+    assert "one action, and nothing else" in told
+    assert "separated by commas" not in told
+    first, _, second = told.partition("or like this:")
+    assert [parse(part, (), one_action=True).actions for part in (first, second)] == [[e] for e in examples]
+    assert protocol.instructions("Rules.", (), (), one_action=True).endswith("what came of it.")
 
 
 def test_first_message() -> None:

@@ -233,6 +233,26 @@ def test_a_plain_text_environment(scripted: Any, told: bool) -> None:
     assert episode.error is None
 
 
+class Talk(Plain):
+    """Plain, where an answer is one action, whatever stands in it."""
+
+    one_action = True
+
+    def step(self, action: str) -> tuple[str, float, bool, bool, dict[str, Any]]:
+        return f"heard {action}", float(";" in action), ";" in action, False, {"valid": "no" not in action}
+
+
+def test_one_action_is_played_as_it_stands(scripted: Any) -> None:
+    engine = scripted(
+        replies("<action> no, no </action>", "<action> </action>", "<action> check ; try north </action>")
+    )
+    episode = one(Talk(), engine, tell_rules=True)
+    assert [(a.text, a.kind) for a in episode.actions] == [("no, no", "unreadable"), ("check ; try north", "effective")]
+    assert [turn.format for turn in episode.turns] == ["valid", "unreadable", "valid"]
+    assert episode.stop_reason == "solved"
+    assert "one action, and nothing else" in CHAT.decode(engine.requests[0].prompt_ids)
+
+
 # The maze
 
 

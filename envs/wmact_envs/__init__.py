@@ -26,3 +26,4 @@ register(
     entry_point="wmact_envs.alfworld:ALFWorldEnv",
     kwargs={"history": 2, "admissible": True, "max_steps": 50},
 )
+register(id="wmact/Tau2-v0", entry_point="wmact_envs.tau2:Tau2Env")

@@ -339,7 +339,8 @@ def read_texts(spec: EnvSpec, chat: Chat | None, tell_rules: bool) -> tuple[int,
     """
     env: Any = spec.make()
     rules, names, example = (getattr(env.unwrapped, key, ()) for key in ("rules", "action_names", "example_actions"))
-    told = protocol.instructions(rules or "", names, example) if tell_rules else None
+    one_action = getattr(env.unwrapped, "one_action", False)
+    told = protocol.instructions(rules or "", names, example, one_action) if tell_rules else None
     first, later = [], []
     for level in range(LEVELS):
         observation, _ = env.reset(seed=level, options={"level": level})

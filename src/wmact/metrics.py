@@ -10,6 +10,7 @@ from torchmetrics import Metric
 
 from wmact.types import Episode
 
+MOST_HATS = 4  # τ-bench reports pass^1 to pass^4
 Z95 = 1.959964  # two-sided 95 % quantile of the normal distribution
 
 
@@ -28,6 +29,13 @@ def pass_at_k(n: int, correct: int, k: int) -> float:
     if not 1 <= k <= n:
         raise ValueError(f"pass@{k} needs at least {k} samples of a level, but there are {n}")
     return 1.0 - math.comb(n - correct, k) / math.comb(n, k)
+
+
+def pass_hat_k(n: int, correct: int, k: int) -> float:
+    """Unbiased estimate of the chance that k samples are all right, from n samples (pass^k: Yao et al. 2024)."""
+    if not 1 <= k <= n:
+        raise ValueError(f"pass^{k} needs at least {k} samples of a level, but there are {n}")
+    return math.comb(correct, k) / math.comb(n, k)
 
 
 class EpisodeMetrics(Metric):
@@ -49,6 +57,7 @@ class EpisodeMetrics(Metric):
     levels: Tensor
     passed: Tensor
     by_category: Tensor
+    hats: Tensor
 
     def __init__(self, max_turns: int, curve: Sequence[int], categories: Sequence[str] = ()) -> None:
         super().__init__()
@@ -59,12 +68,14 @@ class EpisodeMetrics(Metric):
         longest = max(max_turns, *self.curve)
         self.add_state("solved_at", torch.zeros(longest + 1, dtype=torch.float64), dist_reduce_fx="sum")
         names = ["episodes", "turns", "actions", "effective", "tokens", "ratio", "ratio_n", "errors", "samples"]
+        names += ["baseline", "baseline_n"]
         self.names = names
         self.add_state("sums", torch.zeros(len(names), dtype=torch.float64), dist_reduce_fx="sum")
         self.add_state("levels", torch.tensor(0.0, dtype=torch.float64), dist_reduce_fx="sum")
         self.add_state("passed", torch.tensor(0.0, dtype=torch.float64), dist_reduce_fx="sum")
         # solved, episodes, levels
         self.add_state("by_category", torch.zeros(len(categories), 3, dtype=torch.float64), dist_reduce_fx="sum")
+        self.add_state("hats", torch.zeros(MOST_HATS, dtype=torch.float64), dist_reduce_fx="sum")
 
     def update(self, episodes: Sequence[Episode]) -> None:
         """Count episodes; all samples of a level must come in one call."""
@@ -87,6 +98,8 @@ class EpisodeMetrics(Metric):
             if solved and episode.optimal_length:
                 taken = sum(action.kind != "after_end" for action in actions)
                 row |= {"ratio": taken / episode.optimal_length, "ratio_n": 1}
+            if episode.baseline_success is not None:
+                row |= {"baseline": episode.baseline_success, "baseline_n": 1}
             self.sums += torch.tensor([float(row.get(n, 0)) for n in self.names], dtype=torch.float64).to(self.device)
             by_level[episode.env, episode.level].append(solved)
             if episode.category in self.categories:  # that of an episode that failed at its reset is not known
@@ -98,6 +111,8 @@ class EpisodeMetrics(Metric):
                 self.by_category[self.categories.index(category[level])] += counted.to(self.device)
             self.sums[self.names.index("samples")] += len(results)
             self.passed += pass_at_k(len(results), sum(results), len(results))
+            for k in range(1, min(len(results), MOST_HATS) + 1):
+                self.hats[k - 1] += pass_hat_k(len(results), sum(results), k)
 
     def compute(self) -> dict[str, float]:
         """Return the figures; names of the intervals' ends carry `_low` and `_high`."""
@@ -127,7 +142,11 @@ class EpisodeMetrics(Metric):
         }
         if total["ratio_n"]:
             figures["length_over_optimal"] = total["ratio"] / total["ratio_n"]
+        if total["baseline_n"]:
+            figures["do_nothing"] = total["baseline"] / total["baseline_n"]
         samples = round(total["samples"] / levels)
         if samples > 1:
             figures |= {"pass_at_1": figures["multi_turn"], f"pass_at_{samples}": float(self.passed) / levels}
+            hats = self.hats.tolist()[:samples]
+            figures |= {f"pass_hat_{k}": total_k / levels for k, total_k in enumerate(hats, start=1)}
         return figures

@@ -4,8 +4,12 @@ An answer is free thinking and then a set of one or more actions: ``<think>…</
 reader is generous about the form, because a language model's first attempts are what it learns from, and strict about
 the content: a word in the action tags that names no action is returned too, and counts as an unreadable action in the
 N of WMAct's reward rescaling. Only what the model wrote is ever read here, never an observation.
+
+Where an environment takes sentences or JSON, an answer holds one action, and it is what stands in the tags, letter by
+letter.
 """
 
+import json
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from functools import lru_cache
@@ -13,10 +17,13 @@ from itertools import islice
 from typing import Literal, NamedTuple
 
 MAX_ACTIONS = 1000  # of one answer
+MAX_BROKEN = 20  # JSON objects of one answer that are none, before no other is looked for: each costs a reading
 MAX_WORD = 40  # characters kept of a word that names no action
 
 # Every repetition below is bounded or cannot overlap its neighbours, so that reading takes linear time.
 TAG = re.compile(r"<\s{0,3}([/\\]?)\s{0,3}(think|thinking|thought|actions?|answer)\s{0,3}>", re.IGNORECASE)
+FENCE = re.compile(r"\s*(?:```(?:json\b|\w{0,20}\s*\n)?\s*)?")  # or only blanks
+JSON = json.JSONDecoder(strict=False)  # line breaks in strings are what models write
 COMMENT = re.compile(r"\([^()]*\)")
 LIST_NUMBER = re.compile(r"\b\d+\s?[.):]")
 BULLET = re.compile(r"^(?:\d+\s?[.):]|[-*•+])\s")
@@ -37,37 +44,47 @@ class Answer(NamedTuple):
     format: Literal["valid", "unreadable"]
 
 
-def parse(text: str, action_names: Sequence[str]) -> Answer:
+def parse(text: str, action_names: Sequence[str], one_action: bool = False) -> Answer:
     """Read a reply; the last action block after the thinking counts. Never raises, takes linear time.
 
     Args:
         text: what the model wrote.
         action_names: every action of the environment; empty for an open vocabulary. If all are single words, anything
             may stand between actions; otherwise they are separated by line breaks, ``;``, ``|`` or commas.
+        one_action: the whole block is one action, as it was written but for a code fence around it; `action_names` are
+            not looked at. Tags inside a JSON object that the block begins with are part of it.
 
     Returns:
         Actions in the environment's own spelling, and among them, lower-cased, words that name no action. The format
         is "unreadable" if there are no tags or nothing in them.
     """
-    tags = list(TAG.finditer(text))
+    tags = _tags_around_json(text) if one_action else list(TAG.finditer(text))
     thinking_ends = max((tag.end() for tag in tags if _closes_thinking(tag)), default=0)
     blocks = _blocks(text, tags)
     # A block inside the thinking is a draft, unless the thinking is all there is.
     finals = [block for block in blocks if block[0] >= thinking_ends] or blocks
     names = tuple(action_names)
     for start, content in reversed(finals):
-        actions = list(islice(_read(content, names), MAX_ACTIONS)) if content.strip() else []
+        found = _whole(content) if one_action else _read(content, names) if content.strip() else ()
+        actions = list(islice(found, MAX_ACTIONS))
         if actions:
             return Answer(_untagged(text[: min(thinking_ends, start) or start]), actions, "valid")
     return Answer(_untagged(text[: thinking_ends or None]), [], "unreadable")
 
 
-def instructions(rules: str, action_names: Sequence[str], example_actions: Sequence[str]) -> str:
-    """The text that opens the first user message: rules, actions, and the format of an answer with an example."""
-    example = ", ".join(example_actions or action_names[:2])
+def instructions(
+    rules: str, action_names: Sequence[str], example_actions: Sequence[str], one_action: bool = False
+) -> str:
+    """The text that opens the first user message: rules, actions, and the format of an answer with an example.
+
+    With `one_action` each of the example actions is an example of its own.
+    """
     parts = [rules.strip()]
     if action_names:
         parts.append(f"Actions: {', '.join(action_names)}.")
+    if one_action:
+        return "\n\n".join(parts + _one_action(example_actions or action_names[:1])).strip()
+    example = ", ".join(example_actions or action_names[:2])
     parts.append(
         "First think, between <think> and </think>: work out what each action will change before you choose. Then "
         "write your actions between <action> and </action>. You may give one action or several, separated by commas; "
@@ -79,7 +96,17 @@ def instructions(rules: str, action_names: Sequence[str], example_actions: Seque
             "<think>I follow each action in my mind, and check that nothing is in its way.</think>\n"
             f"<action>{example}</action>"
         )
-    return "\n\n".join(parts)
+    return "\n\n".join(parts).strip()
+
+
+def _one_action(examples: Sequence[str]) -> list[str]:
+    asked = (
+        "First think, between <think> and </think>: work out what your action will change before you choose. Then "
+        "write one action, and nothing else, between <action> and </action>; then you are told what came of it."
+    )
+    thought = "<think>I work out what this changes, and whether it is what I want.</think>"
+    answers = [f"{thought}\n<action>{example}</action>" for example in examples]
+    return [asked, "An answer looks like this:\n" + "\nor like this:\n".join(answers)] if answers else [asked]
 
 
 def first_message(instructions: str | None, observation: str) -> str:
@@ -91,6 +118,27 @@ def _closes_thinking(tag: re.Match[str]) -> bool:
     return bool(tag[1]) and tag[2].lower().startswith("th")
 
 
+def _opens_action(tag: re.Match[str]) -> bool:
+    return not tag[1] and tag[2].lower().startswith("a")
+
+
+def _tags_around_json(text: str) -> list[re.Match[str]]:
+    """The tags, but for those inside a JSON object that an action block begins with."""
+    tags: list[re.Match[str]] = []
+    end = broken = 0  # of the last object; how many were none
+    for tag in TAG.finditer(text):
+        if tag.start() < end:
+            continue
+        tags.append(tag)
+        begin = FENCE.match(text, tag.end())
+        if begin and _opens_action(tag) and broken < MAX_BROKEN and text.startswith("{", begin.end()):
+            try:
+                _, end = JSON.raw_decode(text, begin.end())
+            except (ValueError, RecursionError):  # no JSON, too many digits, too many brackets
+                broken += 1
+    return tags
+
+
 def _untagged(text: str) -> str:
     return TAG.sub("", text).strip()
 
@@ -98,11 +146,15 @@ def _untagged(text: str) -> str:
 def _blocks(text: str, tags: Sequence[re.Match[str]]) -> list[tuple[int, str]]:
     """Where each action block begins, and what is in it: everything up to the next tag of any kind, or to the end."""
     ends = [*(tag.start() for tag in tags), len(text)][1:]
-    return [
-        (tag.start(), text[tag.end() : end])
-        for tag, end in zip(tags, ends, strict=True)
-        if not tag[1] and tag[2].lower().startswith("a")
-    ]
+    return [(tag.start(), text[tag.end() : end]) for tag, end in zip(tags, ends, strict=True) if _opens_action(tag)]
+
+
+def _whole(content: str) -> list[str]:
+    """What a block says, without a code fence around it; [] if that is nothing."""
+    said = content.strip()
+    if said.startswith("```"):
+        said = FENCE.sub("", said, count=1).removesuffix("```").strip()
+    return [said] if said else []
 
 
 def _read(content: str, action_names: tuple[str, ...]) -> Iterator[str]:

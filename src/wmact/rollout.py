@@ -131,6 +131,7 @@ class Player:
         self.env, self.chat, self.limits, self.told, self.stop = env, chat, limits, told, stop
         text: Any = env.unwrapped
         self.action_names: Sequence[str] = getattr(text, "action_names", ())
+        self.one_action = bool(getattr(text, "one_action", False))
         # An environment that asks for something else than actions in their tags reads its replies itself.
         self.read: Callable[[str], protocol.Answer] = getattr(text, "read_reply", self._read_actions)
         self.episode = Episode(
@@ -152,9 +153,11 @@ class Player:
             self.episode.level_id = str(info.get("level_id", self.episode.level_id))
             self.episode.optimal_length = int(info.get("optimal_length") or 0)
             self.episode.category = str(info.get("category", ""))
+            if "baseline_success" in info:
+                self.episode.baseline_success = bool(info["baseline_success"])
         self.episode.observations.append(self.observation)
         rules, example = getattr(text, "rules", ""), getattr(text, "example_actions", ())
-        told = protocol.instructions(rules, self.action_names, example).strip() if self.told else None
+        told = protocol.instructions(rules, self.action_names, example, self.one_action) if self.told else None
         self._append(self.chat.open(protocol.first_message(told, self.observation)))
 
     def request(self, key: int, max_model_len: int) -> Request | StopReason:
@@ -201,7 +204,7 @@ class Player:
         self.episode.error = "".join(traceback.format_exception(error)) if error else "unknown"
 
     def _read_actions(self, text: str) -> protocol.Answer:
-        return protocol.parse(text, self.action_names)
+        return protocol.parse(text, self.action_names, self.one_action)
 
     def _act(self, action: str) -> Action:
         episode = self.episode

@@ -58,6 +58,7 @@ class Episode:
         the chat template around it and without hints of ours. The first prompt is none: nothing led to it.
     optimal_length: least number of actions that solve the level; 0 if the environment does not tell.
     category: kind of level, of which success is told apart; "" if the environment does not tell.
+    baseline_success: an agent that does nothing solves the level; None if the environment does not tell.
     """
 
     env: str
@@ -68,6 +69,7 @@ class Episode:
     policy_version: int
     optimal_length: int = 0
     category: str = ""
+    baseline_success: bool | None = None
     ids: list[int] = field(default_factory=list)
     logprobs: list[float] = field(default_factory=list)
     turns: list[Turn] = field(default_factory=list)

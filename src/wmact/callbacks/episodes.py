@@ -105,6 +105,7 @@ def episode_record(
         "seed": episode.seed,
         "optimal_length": episode.optimal_length,
         "category": episode.category,
+        "baseline_success": episode.baseline_success,
         "stop_reason": episode.stop_reason,
         "reward": _finite(episode.reward),
         "scaled_reward": _finite(episode.scaled_reward),
