@@ -7,8 +7,8 @@ from typing import Any
 
 import gymnasium
 import pytest
-from stub_server import Answer, Asked, Stub, serving
 
+from stub_server import Answer, Asked, Stub, serving
 from wmact_envs import tau2, tau2_engine
 from wmact_envs.endpoint import Endpoint
 from wmact_envs.tau2 import Tau2Env
