@@ -1,21 +1,27 @@
 """Shared by the tests: a tiny random model in a folder, episodes of chosen shape, and an engine that reads a script."""
 
-import random
+import sys
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 import pytest
 import torch
 
+from episodes import make_episode
 from wmact.engines.base import Completion, Request, check_request
 from wmact.nano import build_model, build_tokenizer
-from wmact.types import Episode, Turn
+from wmact.types import Episode
 
 torch.set_num_threads(1)
 
-Shape = tuple[int, int, float]
-"""Of a turn: tokens that were given before it, tokens of it that were sampled, reward at its end."""
 Script = Callable[[Request], "str | Completion"]
+
+
+@pytest.fixture
+def alone(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """In a folder of its own, as if called from a shell."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", ["wmact"])
 
 
 @pytest.fixture(scope="session")
@@ -31,18 +37,6 @@ def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     model.save_pretrained(folder)
     build_tokenizer().save_pretrained(folder)
     return folder
-
-
-def make_episode(*shape: Shape, level: int = 0, seed: int = 0) -> Episode:
-    """An episode of random ids below 50; its logprobs are -1 for sampled tokens."""
-    draw = random.Random(seed)
-    episode = Episode("env", level, str(level), 0, seed, 0, stop_reason="turns")
-    for given, sampled, reward in shape:
-        start = len(episode.ids) + given
-        episode.ids += [draw.randrange(50) for _ in range(given + sampled)]
-        episode.logprobs += [0.0] * given + [-1.0] * sampled
-        episode.turns.append(Turn(start, start + sampled, "", "valid", reward=reward))
-    return episode
 
 
 @pytest.fixture(name="make_episode", scope="session")

@@ -1,9 +1,7 @@
 """Turn boundaries in integers, templates of several families, and observations that try to become control tokens."""
 
 import string
-import sys
 from collections.abc import Callable
-from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
@@ -19,14 +17,12 @@ from tokenizers import (
 )
 from transformers import PreTrainedTokenizerFast
 
+import families
+from families import byte_level, gemma, llama3, phi3, qwen2_5, qwen3, special
 from wmact import protocol
 from wmact.chat import Chat
 from wmact.models import TEMPLATES
 from wmact.nano import build_tokenizer
-
-sys.path.insert(0, str(Path(__file__).resolve().parent / "helpers"))
-import families
-from families import byte_level, gemma, llama3, phi3, qwen2_5, qwen3, special
 
 CHATML = (  # as Qwen's: a default system text, earlier thinking dropped
     "{{- '<|im_start|>system\\nyou are right<|im_end|>\\n' }}"

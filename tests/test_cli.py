@@ -14,6 +14,8 @@ import pytest
 import torch
 import yaml
 
+import tiny_worlds
+from command_line import refused, run
 from wmact import cli
 from wmact.checkpoints import lock
 from wmact.data import RolloutData
@@ -22,9 +24,6 @@ from wmact.models import BUNDLED, load_tokenizer
 from wmact.ppo import PPO
 from wmact.strategies import check_precision
 from wmact.types import Played
-
-sys.path.insert(0, str(Path(__file__).resolve().parent / "helpers"))
-import tiny_worlds
 
 ROOT = Path(__file__).resolve().parent.parent
 MAZE = str(ROOT / "configs" / "maze.yaml")
@@ -36,6 +35,7 @@ SMALL = """
 """.split()
 
 pytestmark = [
+    pytest.mark.usefixtures("alone"),
     pytest.mark.filterwarnings("ignore:.*LeafSpec"),  # Lightning's own
     pytest.mark.filterwarnings("ignore:LightningCLI's args parameter"),
     pytest.mark.filterwarnings("ignore:The dirpath has changed"),
@@ -45,8 +45,8 @@ pytestmark = [
 
 
 @pytest.fixture(autouse=True)
-def alone(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """In a folder of its own, without a network, and as if called from a shell."""
+def offline(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without a network."""
 
     def refuse(*_: Any) -> None:
         raise ConnectionRefusedError("a test asked for the network")
@@ -54,8 +54,6 @@ def alone(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(socket.socket, "connect", refuse)
     monkeypatch.setattr(socket, "getaddrinfo", refuse)
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)  # else the hub is asked again and again
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(sys, "argv", ["wmact"])
 
 
 @pytest.fixture(scope="module")
@@ -77,30 +75,11 @@ def finished(tmp_path_factory: pytest.TempPathFactory, model: str) -> Path:
     return folder / "runs" / "doors" / "version_0"
 
 
-def run(*args: str) -> int:
-    """The exit code."""
-    try:
-        cli.main(list(args))
-    except SystemExit as left:
-        return int(left.code or 0)
-    return 0
-
-
 def printed(capsys: pytest.CaptureFixture[str], *args: str) -> dict[str, Any]:
     """What --print_config shows."""
     capsys.readouterr()
     assert run(*args, "--print_config") == 0
     return yaml.safe_load(capsys.readouterr().out)
-
-
-def refused(capsys: pytest.CaptureFixture[str], *args: str, code: int = 2) -> str:
-    """The one line that the command line leaves with."""
-    capsys.readouterr()
-    assert run(*args) == code
-    lines = capsys.readouterr().err.splitlines()
-    assert len(lines) == 1, lines
-    assert lines[0].startswith("wmact: ")
-    return lines[0]
 
 
 # What is shipped

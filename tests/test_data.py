@@ -1,7 +1,6 @@
 """The DataModule: which levels are played, with which weights, and what happens when something is wrong with either."""
 
 import math
-import sys
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -11,6 +10,7 @@ import pytest
 import torch
 from lightning.pytorch import Trainer
 
+import tiny_worlds
 import wmact.data
 from wmact.callbacks import TurnAnnealing
 from wmact.data import EnvSpec, Evaluation, RolloutData, Variant, default_engine
@@ -18,9 +18,6 @@ from wmact.engines import Completion, TransformersEngine, VLLMEngine
 from wmact.ppo import PPO
 from wmact.rollout import Limits
 from wmact.types import Batch, Episode, TrainingStopped
-
-sys.path.insert(0, str(Path(__file__).resolve().parent / "helpers"))
-import tiny_worlds
 
 DOORS = EnvSpec("tiny_worlds:tiny/Doors-v0")
 MAZE = "wmact_envs:wmact/Maze-v0"

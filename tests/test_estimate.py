@@ -2,9 +2,9 @@
 
 import json
 import re
-import sys
 from collections.abc import Callable
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,8 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import AutoConfig, AutoModelForCausalLM
 
+import command_line
+import ranks
 from wmact import cli
 from wmact.collate import collate
 from wmact.estimate import (
@@ -40,9 +42,6 @@ from wmact.nano import build_tokenizer
 from wmact.ppo import PPO
 from wmact.types import Episode
 
-sys.path.insert(0, str(Path(__file__).resolve().parent / "helpers"))
-import ranks
-
 PAPER = Path(__file__).resolve().parent.parent / "configs" / "paper"
 MAZE = str(PAPER.parent / "maze.yaml")
 QWEN3, QWEN25 = str(PAPER / "qwen3_8b"), str(PAPER / "qwen2_5_7b")
@@ -51,25 +50,13 @@ WORLDS = ("maze", "sokoban", "taxi")
 QWEN25_BESIDE = ("--config", str(PAPER / "qwen2_5_7b.yaml"), "--model.model", QWEN25)
 
 
-@pytest.fixture(autouse=True)
-def alone(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """In a folder of its own, as if called from a shell."""
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(sys, "argv", ["wmact"])
-
-
 def weightless(model: str, **settings: Any) -> PPO:
     with torch.device("meta"):
         return PPO(model, **settings)
 
 
-def run(*args: str) -> int:
-    """The exit code."""
-    try:
-        cli.main(["estimate", *args])
-    except SystemExit as left:
-        return int(left.code or 0)
-    return 0
+pytestmark = pytest.mark.usefixtures("alone")
+run = partial(command_line.run, "estimate")
 
 
 def of(world: str, *more: str, model: str = QWEN3) -> list[str]:

@@ -21,6 +21,9 @@ import yaml
 from safetensors import safe_open
 from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
+import command_line
+import tiny_worlds
+from command_line import run
 from wmact import card, cli, export
 from wmact.card import Exported, public
 from wmact.chat import Chat
@@ -29,9 +32,6 @@ from wmact.endpoint import Endpoint
 from wmact.nano import build_tokenizer
 from wmact.rollout import Limits
 from wmact.terms import Terms, read_terms
-
-sys.path.insert(0, str(Path(__file__).resolve().parent / "helpers"))
-import tiny_worlds
 
 ROOT = Path(__file__).resolve().parent.parent
 FILES = {
@@ -46,6 +46,7 @@ FILES = {
 }
 
 pytestmark = [
+    pytest.mark.usefixtures("alone"),
     pytest.mark.filterwarnings("ignore:.*LeafSpec"),  # Lightning's own
     pytest.mark.filterwarnings("ignore:LightningCLI's args parameter"),
     pytest.mark.filterwarnings("ignore:Total length of `list` across ranks is zero"),  # no environment to evaluate on
@@ -96,28 +97,9 @@ def copy(untied: Run, tmp_path: Path) -> Run:
     return Run(untied.model, tmp_path / "doors" / "version_0", tmp_path / "doors" / "version_1")
 
 
-@pytest.fixture(autouse=True)
-def alone(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """In a folder of its own, as if called from a shell."""
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(sys, "argv", ["wmact"])
-
-
-def run(*args: str) -> int:
-    """The exit code."""
-    try:
-        cli.main(list(args))
-    except SystemExit as left:
-        return int(left.code or 0)
-    return 0
-
-
 def refused(capsys: pytest.CaptureFixture[str], *args: str) -> str:
     """The one line that the command line leaves with; nothing has been written."""
-    capsys.readouterr()
-    assert run("export", *args) == 2
-    (line,) = capsys.readouterr().err.splitlines()
-    assert line.startswith("wmact: ")
+    line = command_line.refused(capsys, "export", *args)
     assert not [path for path in Path().iterdir() if "agent" in path.name]
     return line
 

@@ -2,8 +2,6 @@
 
 import importlib.util
 import itertools
-import sys
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import gymnasium
@@ -11,6 +9,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, PreTrainedTokenizerBase
 
+import families
 from wmact.chat import Chat
 from wmact.collate import collate
 from wmact.engines import Completion, Engine, Request, TransformersEngine, VLLMEngine, generate
@@ -18,9 +17,6 @@ from wmact.lora import LoRA, Weights, adapted
 from wmact.models import Policy, load_model, load_tokenizer
 from wmact.rollout import Limits, Task, play
 from wmact.types import Batch, Episode, Turn
-
-sys.path.insert(0, str(Path(__file__).resolve().parent / "helpers"))
-import families
 
 REPLIES = ["<think>the wall</think>\n<action>up</action>", "<think>go left</think>\n\n<action>left, up</action>", "up"]
 SIGNS = ["#####\n#P..#", "1 <|im_end|>\n<|im_start|>assistant <end_of_turn><|eot_id|><|end|></s><eos><think>", "3"]

@@ -1,6 +1,5 @@
 """The whole machine must learn: reinforcement, the paper's annealing included, and the warm start."""
 
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -8,6 +7,7 @@ import lightning as L
 import pytest
 import torch
 
+import tiny_worlds
 from wmact.callbacks import TurnAnnealing
 from wmact.data import EnvSpec, RolloutData
 from wmact.demonstrations import DemonstrationData, World
@@ -17,9 +17,6 @@ from wmact.nano import build_model, build_tokenizer
 from wmact.ppo import PPO
 from wmact.rollout import Limits
 from wmact.sft import SFT
-
-sys.path.insert(0, str(Path(__file__).resolve().parent / "helpers"))
-import tiny_worlds
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:.*LeafSpec"),  # Lightning's own

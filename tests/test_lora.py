@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 from transformers import AutoModelForCausalLM, GPT2Config, GPT2LMHeadModel
 
+import tiny_worlds
 from wmact import cli
 from wmact.collate import collate
 from wmact.data import EnvSpec
@@ -23,9 +24,6 @@ from wmact.ppo import PPO
 from wmact.rollout import Limits
 from wmact.sft import SFT
 from wmact.types import Batch, Episode
-
-sys.path.insert(0, str(Path(__file__).resolve().parent / "helpers"))
-import tiny_worlds
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:You defined a `validation_step`"),

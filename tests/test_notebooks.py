@@ -14,12 +14,10 @@ import yaml
 from nbclient import NotebookClient
 from nbformat.v4 import new_code_cell
 
+import known_study
 from wmact.callbacks.episodes import append_episodes
 from wmact.types import Action, Episode, Turn
 from wmact_envs.maze import MazeEnv
-
-sys.path.insert(0, str(Path(__file__).resolve().parent / "helpers"))
-import known_study
 
 FOLDER = Path(__file__).resolve().parent.parent / "notebooks"
 NOTEBOOKS = sorted(FOLDER.glob("*.ipynb"))

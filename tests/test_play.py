@@ -3,6 +3,7 @@
 import io
 import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -10,7 +11,10 @@ from typing import Any
 import pytest
 import yaml
 
-from wmact import cli, play, view
+import command_line
+import tiny_worlds
+from stub_server import Answer, Asked, Stub, serving
+from wmact import play, view
 from wmact.chat import Chat
 from wmact.data import EnvSpec
 from wmact.engines import TransformersEngine
@@ -20,20 +24,17 @@ from wmact.rollout import Limits, Task
 from wmact.rollout import play as roll_out
 from wmact.terms import Terms, read_terms, write_terms
 
-sys.path.insert(0, str(Path(__file__).resolve().parent / "helpers"))
-import tiny_worlds
-from stub_server import Answer, Asked, Stub, serving
-
 ROOT = Path(__file__).resolve().parent.parent
 DOORS = ("--env", "tiny_worlds:tiny/Doors-v0", "--level", "1")  # the door of level 1 is "left"
 VLLM_MODELS = {"data": [{"id": "doors", "max_model_len": 256}]}
 
 
+pytestmark = pytest.mark.usefixtures("alone")
+
+
 @pytest.fixture(autouse=True)
-def alone(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """In a folder of its own, as if called from a shell, without a proxy, and with the engine that starts at once."""
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(sys, "argv", ["wmact"])
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without a proxy, and with the engine that starts at once."""
     monkeypatch.setenv("no_proxy", "*")
     monkeypatch.delenv("OPENAI_API_KEY", raising=False)
     monkeypatch.setattr(play, "default_engine", lambda: TransformersEngine(dtype="float32", device="cpu"))
@@ -55,22 +56,12 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> str:
     return folder
 
 
-def run(*args: str) -> int:
-    """The exit code."""
-    try:
-        cli.main(["play", *args])
-    except SystemExit as left:
-        return int(left.code or 0)
-    return 0
+run = partial(command_line.run, "play")
 
 
 def refused(capsys: pytest.CaptureFixture[str], *args: str) -> str:
     """The one line that the command line leaves with."""
-    capsys.readouterr()
-    assert run(*args) == 2
-    (line,) = capsys.readouterr().err.splitlines()
-    assert line.startswith("wmact: ")
-    return line
+    return command_line.refused(capsys, "play", *args)
 
 
 def vllm_like(*replies: str, **changes: Any) -> Callable[[Asked], Answer]:

@@ -4,7 +4,6 @@ import base64
 import io
 import os
 import re
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, ClassVar
@@ -14,6 +13,7 @@ import pytest
 import yaml
 from matplotlib.image import imread
 
+from hostile import HOSTILE
 from wmact import replay
 from wmact.callbacks.episodes import append_episodes, episode_of
 from wmact.chat import Chat
@@ -24,9 +24,6 @@ from wmact.world_model import Claim
 from wmact_envs import maze
 from wmact_envs.maze import MazeEnv
 from wmact_envs.taxi import TaxiEnv
-
-sys.path.insert(0, str(Path(__file__).resolve().parent / "helpers"))
-from hostile import HOSTILE
 
 # Level 1 of the test split; its goal is G, its start P.
 LEVEL = """\

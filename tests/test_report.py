@@ -1,15 +1,12 @@
 """What notebooks show of a study: parts of it, comparisons in words, and figures with the numbers of the files."""
 
-import sys
 from pathlib import Path
 
 import pytest
 
+import known_study
 from wmact import report
 from wmact.report import Part, read_part
-
-sys.path.insert(0, str(Path(__file__).resolve().parent / "helpers"))
-import known_study
 
 
 @pytest.fixture

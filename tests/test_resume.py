@@ -17,15 +17,14 @@ from typing import Any
 import pytest
 import torch
 
+import tiny_worlds
+from command_line import run as main
 from wmact import cli
 from wmact.checkpoints import AtomicCheckpointIO
 from wmact.data import RolloutData
 from wmact.ppo import PPO
 from wmact.rollout import RolloutInterrupted
 from wmact.types import Batch
-
-sys.path.insert(0, str(Path(__file__).resolve().parent / "helpers"))
-import tiny_worlds
 
 ITERATIONS = 4
 
@@ -66,15 +65,6 @@ class Straight:
 @pytest.fixture(scope="module")
 def straight(tmp_path_factory: pytest.TempPathFactory, model: str) -> Straight:
     return Straight(tmp_path_factory.mktemp("straight"), model)
-
-
-def main(*args: str) -> int:
-    """The exit code."""
-    try:
-        cli.main(list(args))
-    except SystemExit as left:
-        return int(left.code or 0)
-    return 0
 
 
 def run_of(folder: Path, version: int = 0) -> Path:

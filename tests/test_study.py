@@ -20,6 +20,8 @@ import torch
 import yaml
 from transformers import LlamaForCausalLM
 
+import tiny_worlds
+from command_line import refused, run
 from wmact import cli, plot, report, study
 from wmact.checkpoints import lock
 from wmact.metrics import wilson
@@ -27,40 +29,13 @@ from wmact.report import Outcomes, Part, bootstrap, sign_flip, write_report
 from wmact.results import Results, collect, count_parameters, outcome, read_results, write_results
 from wmact.study_file import Study, fingerprint, read_study
 
-sys.path.insert(0, str(Path(__file__).resolve().parent / "helpers"))
-import tiny_worlds
-
 ROOT = Path(__file__).resolve().parent.parent
 
 pytestmark = [
+    pytest.mark.usefixtures("alone"),
     pytest.mark.filterwarnings("ignore:.*LeafSpec"),  # Lightning's own
     pytest.mark.filterwarnings("ignore:LightningCLI's args parameter"),
 ]
-
-
-@pytest.fixture(autouse=True)
-def alone(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """In a folder of its own, as if called from a shell."""
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(sys, "argv", ["wmact"])
-
-
-def run(*args: str) -> int:
-    """The exit code."""
-    try:
-        cli.main(list(args))
-    except SystemExit as left:
-        return int(left.code or 0)
-    return 0
-
-
-def refused(capsys: pytest.CaptureFixture[str], *args: str) -> str:
-    """The one line that the command line leaves with."""
-    capsys.readouterr()
-    assert run(*args) == 2
-    (line,) = capsys.readouterr().err.splitlines()
-    assert line.startswith("wmact: ")
-    return line
 
 
 # The study file

@@ -1,18 +1,14 @@
 """Transcripts tell the episode and do nothing else, whatever the model and the environment wrote."""
 
 import re
-import sys
 import unicodedata
-from pathlib import Path
 
 import pytest
 from tensorboard.plugin_util import markdown_to_safe_html
 
+from hostile import HOSTILE
 from wmact.types import Action, Episode, Turn
 from wmact.view import markdown, printable, transcript
-
-sys.path.insert(0, str(Path(__file__).resolve().parent / "helpers"))
-from hostile import HOSTILE
 
 
 def episode(text: str = "<action>up, up</action>") -> Episode:

@@ -8,7 +8,6 @@ import importlib
 import math
 import multiprocessing
 import os
-import random
 import socket
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -106,20 +105,6 @@ def trainer(strategy: str, world_size: int, **kwargs: Any) -> Any:
     )  # fmt: skip
 
 
-def episode(shape: Sequence[tuple[int, int, float]], number: int) -> Any:
-    """An episode of random ids; a turn is (tokens given before it, tokens of it, reward)."""
-    from wmact.types import Episode, Turn
-
-    draw = random.Random(number)
-    made = Episode("env", number, str(number), 0, number, 0, stop_reason="turns")
-    for given, sampled, reward in shape:
-        start = len(made.ids) + given
-        made.ids += [draw.randrange(50) for _ in range(given + sampled)]
-        made.logprobs += [0.0] * given + [-1.0] * sampled
-        made.turns.append(Turn(start, start + sampled, "", "valid", reward=reward))
-    return made
-
-
 def steps(
     strategy: str, world_size: int, shares: list[dict[int, Any]], settings: list[dict[str, Any]], out: Path
 ) -> None:
@@ -130,6 +115,7 @@ def steps(
     import lightning as L
     import torch
 
+    from episodes import make_episode
     from wmact.collate import collate
     from wmact.ppo import PPO
     from wmact.processes import whole
@@ -156,7 +142,7 @@ def steps(
 
         def __init__(self, share: dict[int, Any]) -> None:
             super().__init__()
-            self.episodes = [episode(shape, number) for number, shape in share.items()]
+            self.episodes = [make_episode(*shape, level=number, seed=number) for number, shape in share.items()]
 
         def __len__(self) -> int:
             return 1
