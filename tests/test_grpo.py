@@ -180,7 +180,7 @@ def test_a_level_of_one_episode_is_nothing_to_compare(
     module = make()
     fit(module, [*episodes, make_episode((2, 3, 1.0), level=7)])
     assert logged(module)["zero_variance_share"] == 0.5  # of two groups: the lonely one is none
-    with pytest.raises(ValueError, match=r"^every level has one episode only, and GRPO compares those of one"):
+    with pytest.raises(ValueError, match=r"^every level has one episode only, and GRPO compares those of a level"):
         fit(make(), [episodes[0], episodes[2]])
 
 
