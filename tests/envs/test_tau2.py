@@ -3,12 +3,16 @@
 import json
 import subprocess
 import sys
+from types import SimpleNamespace
 from typing import Any
 
 import gymnasium
 import pytest
 
 from stub_server import Answer, Asked, Stub, serving
+from wmact.chat import Chat
+from wmact.nano import build_tokenizer
+from wmact.rollout import Limits, Task, play
 from wmact_envs import tau2, tau2_engine
 from wmact_envs.endpoint import Endpoint
 from wmact_envs.tau2 import Tau2Env
@@ -16,6 +20,7 @@ from wmact_envs.tau2_users import Call, EndpointUser, Said, ScriptedUser
 
 pytest.importorskip("tau2", reason=tau2_engine.INSTALL)
 
+CHAT = Chat(build_tokenizer())
 CREATE = '{"name": "create_task", "arguments": {"user_id": "user_1", "title": "Important Meeting"}}'
 
 
@@ -52,7 +57,7 @@ def test_gold_actions_of_every_task_of_the_small_domains(domain: str, solo: bool
     assert failed == []
 
 
-@pytest.mark.parametrize(("domain", "levels"), [("airline", (0, 2, 4)), ("retail", (0, 1))])
+@pytest.mark.parametrize(("domain", "levels"), [("airline", (0, 2)), ("retail", (0, 1))])
 def test_gold_actions_of_a_sample_of_the_large_domains(domain: str, levels: tuple[int, ...]) -> None:
     for level in levels:
         env, _, info = begun(domain, "test", level)
@@ -87,7 +92,7 @@ def test_half_of_the_gold_is_not_enough() -> None:
 
 def test_what_is_to_be_told_has_to_be_told() -> None:
     env = Tau2Env("airline", "base")
-    level = next(i for i, task in enumerate(env.tasks) if task.evaluation_criteria.communicate_info and i == 3)
+    level = [task.id for task in env.tasks].index("3")
     env.reset(options={"level": level})
     turns = env.solution()
     assert turns is not None
@@ -178,7 +183,7 @@ def test_words_are_for_the_user_and_json_for_the_tools() -> None:
 
 def test_solo_has_a_ticket_all_tools_and_no_user() -> None:
     env, observation, _ = begun("telecom", "test", solo=True)
-    assert observation.startswith("Ticket: The user is experiencing")
+    assert observation.startswith("Ticket: The user has been unable to send MMS messages")
     assert "You cannot talk to the user" in env.rules
     assert {"toggle_data", "refuel_data"} <= set(env.domain.tools)
     observation, _, ended, _, info = env.step("Hello?")
@@ -315,20 +320,12 @@ def test_a_user_that_never_stops_calling_tools_is_an_error() -> None:
 
 
 def test_a_server_that_is_down_or_silent_ends_the_episode_as_an_error(scripted: Any, monkeypatch: Any) -> None:
-    from wmact.chat import Chat
-    from wmact.nano import build_tokenizer
-    from wmact.rollout import Limits, Task, play
-
-    monkeypatch.setattr("wmact_envs.endpoint.time.sleep", lambda seconds: None)
+    monkeypatch.setattr("wmact_envs.endpoint.time", SimpleNamespace(sleep=lambda seconds: None))
     engine = scripted(lambda request: "<action> up </action>")
     with serving(answering(completion("Hello."), Answer(delay=1.0))) as stub:
         env = Tau2Env("mock", "base", user=stub.url, user_timeout=0.2)
-        (silent,) = play(
-            [env], [Task(0, 0, 0)], engine, Chat(build_tokenizer()), max_turns=3, limits=Limits(), tell_rules=False
-        )
-    (down,) = play(
-        [env], [Task(0, 0, 0)], engine, Chat(build_tokenizer()), max_turns=3, limits=Limits(), tell_rules=False
-    )
+        (silent,) = play([env], [Task(0, 0, 0)], engine, CHAT, max_turns=3, limits=Limits(), tell_rules=False)
+    (down,) = play([env], [Task(0, 0, 0)], engine, CHAT, max_turns=3, limits=Limits(), tell_rules=False)
     assert (silent.stop_reason, down.stop_reason) == ("error", "error")
     assert "no answer within 0.2 s (tried 3 times)" in str(silent.error)
     assert "no connection" in str(down.error)
