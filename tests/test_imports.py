@@ -10,8 +10,11 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent
 SOURCES = ROOT / "src" / "wmact"
 ENVS = ROOT / "envs" / "wmact_envs"
-ENGINES = {"alfworld_engine.py": {"alfworld", "fast_downward", "textworld"}}
-"""What runs in a process of its own, and the engine that is imported there."""
+ENGINES = {
+    "alfworld_engine.py": {"alfworld", "fast_downward", "textworld"},
+    "tau2_engine.py": {"loguru", "tau2"},
+}
+"""What other people's engines are imported by, and not before an environment is made."""
 
 
 def imports(source: Path, package: str) -> set[str]:
@@ -57,7 +60,7 @@ def test_environments_load_without_torch_and_without_wmact():
 
 
 def test_environments_with_engines_load_none():
-    loaded = loaded_by("import wmact_envs.alfworld, wmact_envs.workers")
+    loaded = loaded_by("import wmact_envs.alfworld, wmact_envs.tau2, wmact_envs.workers")
     assert "wmact_envs" in loaded
     assert not loaded & {"wmact", "torch", *set().union(*ENGINES.values())}
 

@@ -35,6 +35,7 @@ def test_a_record_holds_the_whole_episode(make_episode: Callable[..., Episode]) 
         "seed": 0,
         "optimal_length": 3,
         "category": "",
+        "baseline_success": None,
         "stop_reason": "turns",
         "reward": 1.0,
         "scaled_reward": 0.5,

@@ -1,4 +1,4 @@
-"""What every text environment has to keep to: those of `wmact_envs`, each in both layouts."""
+"""What every `TextEnv` of `wmact_envs` has to keep to, each in both layouts."""
 
 import copy
 from typing import Any
@@ -9,7 +9,12 @@ import pytest
 
 import wmact_envs  # noqa: F401 (registers)
 
-IDS = sorted(id for id in gymnasium.registry if id.startswith("wmact/") and "Hard" not in id)
+IDS = sorted(
+    id
+    for id, spec in gymnasium.registry.items()
+    if str(spec.entry_point).startswith(("wmact_envs.maze:", "wmact_envs.sokoban:", "wmact_envs.taxi:"))
+    and "Hard" not in id
+)
 
 
 @pytest.fixture(params=IDS)

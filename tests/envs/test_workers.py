@@ -99,8 +99,9 @@ def test_a_module_that_cannot_be_imported_is_told_in_one_line() -> None:
 
 
 ORPHANS = """
-import sys, threading
+import signal
 from wmact_envs import workers
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell starts what it puts behind without
 worker = workers.Worker("toy_engine")
 print(worker.ask("say", seconds=60)[0], workers._nursery("toy_engine").process.pid, flush=True)
 worker.ask("hang", seconds=600)
