@@ -220,6 +220,13 @@ def accuracy(scored: Scored, kind: str) -> Callable[[np.ndarray], float]:
     return lambda chosen: float(scored.correct[kind][chosen].mean())
 
 
+def difference(
+    after: Callable[[np.ndarray], float], before: Callable[[np.ndarray], float]
+) -> Callable[[np.ndarray], float]:
+    """One statistic less another, of the same things."""
+    return lambda chosen: after(chosen) - before(chosen)
+
+
 def compare(scored: Scored, start: Scored | None) -> dict[str, dict[str, Figure]]:
     """Figure → of the model; with a start also of that, and the change: a ratio of perplexities, or a difference."""
     number = len(scored.nll)
@@ -237,7 +244,7 @@ def compare(scored: Scored, start: Scored | None) -> dict[str, dict[str, Figure]
         if start is not None:
             was = accuracy(start, kind)
             row["start"] = bootstrap(was, len(correct))
-            row["change"] = bootstrap(lambda chosen, right=right, was=was: right(chosen) - was(chosen), len(correct))
+            row["change"] = bootstrap(difference(right, was), len(correct))
         figures[f"accuracy/{kind}"] = row
     return figures
 
