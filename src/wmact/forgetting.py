@@ -221,10 +221,10 @@ def accuracy(scored: Scored, kind: str) -> Callable[[np.ndarray], float]:
 
 
 def difference(
-    one: Callable[[np.ndarray], float], other: Callable[[np.ndarray], float]
+    after: Callable[[np.ndarray], float], before: Callable[[np.ndarray], float]
 ) -> Callable[[np.ndarray], float]:
-    """One statistic less another of the same draw."""
-    return lambda chosen: one(chosen) - other(chosen)
+    """One statistic less another, of the same things."""
+    return lambda chosen: after(chosen) - before(chosen)
 
 
 def compare(scored: Scored, start: Scored | None) -> dict[str, dict[str, Figure]]:
