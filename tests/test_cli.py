@@ -30,8 +30,8 @@ MAZE = str(ROOT / "configs" / "maze.yaml")
 COMMANDS = ("fit", "validate", "test", "predict")
 SMALL = """
     --trainer.fast_dev_run true --model.model nano --data.engine wmact.engines.TransformersEngine --data.groups 2
-    --data.samples 1 --data.max_turns 2 --data.limits.turn_tokens 8 --data.validation.levels 2 --data.testing.levels 2
-    --data.validation.curve [1] --data.testing.curve [1]
+    --data.engine.max_model_len 2048 --data.samples 2 --data.max_turns 2 --data.limits.turn_tokens 8
+    --data.validation.levels 2 --data.testing.levels 2 --data.validation.curve [1] --data.testing.curve [1]
 """.split()
 
 pytestmark = [
@@ -65,6 +65,14 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> str:
 def doors(tmp_path: Path, model: str) -> str:
     """The file of a small run."""
     return tiny_worlds.write_settings(tmp_path / "doors.yaml", model)
+
+
+@pytest.fixture(scope="module")
+def triplets(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """A file of them, of mazes."""
+    file = str(tmp_path_factory.mktemp("triplets") / "maze.jsonl")
+    cli.main(["collect", "--config", MAZE, "--out", file, "--source", "random", "--episodes", "30"])
+    return file
 
 
 @pytest.fixture(scope="module")
@@ -116,10 +124,15 @@ def test_shipped_configurations_parse(config: list[str], command: str, capsys: p
 
 @pytest.mark.parametrize("command", COMMANDS)
 @pytest.mark.parametrize("config", shipped().values(), ids=shipped())
-def test_shipped_configurations_run(config: list[str], command: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_shipped_configurations_run(
+    config: list[str], command: str, triplets: str, capsys: pytest.CaptureFixture[str]
+) -> None:
     more = []
-    if "batches" in printed(capsys, command, *config)["data"]["init_args"]:
-        more = ["--data.batches", "1", "--data.episodes_a_batch", "2", "--model.save_to", "elsewhere"]
+    settings = printed(capsys, command, *config)["data"]["init_args"]
+    if "batches" in settings:
+        more += ["--data.batches", "1", "--data.episodes_a_batch", "2", "--model.save_to", "elsewhere"]
+    if "triplets" in settings:
+        more += ["--data.triplets", triplets, "--data.limits.turn_tokens", "64"]
     assert run(command, *config, *SMALL, *more) == 0
     assert not [path for path in Path().rglob("*") if path.is_file()]  # fast_dev_run leaves nothing behind
 

@@ -15,6 +15,7 @@ and policy RL on task success. What differs from DeepSeekMath's, and what the pa
 from typing import Any
 
 import torch
+from lightning.pytorch.utilities import rank_zero_only
 from torch import Tensor
 
 from wmact.advantages import group_moments, group_relative, has_contrast
@@ -93,7 +94,7 @@ class GRPO(PolicyGradient):
             self.idle.zero_()
             return
         self.idle += 1
-        self.print("no step: in no level do the rewards of its episodes differ")
+        rank_zero_only(print)("no step: in no level do the rewards of its episodes differ", flush=True)
         with together():
             if self.idle >= self.settings.max_idle:
                 raise TrainingStopped(
