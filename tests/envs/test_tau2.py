@@ -8,8 +8,8 @@ from typing import Any
 
 import gymnasium
 import pytest
-from stub_server import Answer, Asked, Stub, serving
 
+from stub_server import Answer, Asked, Stub, serving
 from wmact.chat import Chat
 from wmact.nano import build_tokenizer
 from wmact.rollout import Limits, Task, play
