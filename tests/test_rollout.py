@@ -234,15 +234,18 @@ class Talk(Plain):
         return "you", {"baseline_success": False}
 
     def step(self, action: str) -> tuple[str, float, bool, bool, dict[str, Any]]:
-        return f"heard {action}", float(";" in action), ";" in action, False, {"valid": "no" not in action}
+        return f"heard {action}", float(";" in action), ";" in action, False, {"valid": "wall" not in action}
 
 
 def test_one_action_is_played_as_it_stands(scripted: Any) -> None:
     engine = scripted(
-        replies("<action> no, no </action>", "<action> </action>", "<action> check ; try north </action>")
+        replies("<action> wall , you </action>", "<action> </action>", "<action> check ; try north </action>")
     )
     episode = one(Talk(), engine, tell_rules=True)
-    assert [(a.text, a.kind) for a in episode.actions] == [("no, no", "unreadable"), ("check ; try north", "effective")]
+    assert [(a.text, a.kind) for a in episode.actions] == [
+        ("wall , you", "unreadable"),
+        ("check ; try north", "effective"),
+    ]
     assert [turn.format for turn in episode.turns] == ["valid", "unreadable", "valid"]
     assert episode.stop_reason == "solved"
     assert episode.baseline_success is False
