@@ -242,7 +242,7 @@ class Talk(Plain):
         return "you", {"baseline_success": False}
 
     def step(self, action: str) -> tuple[str, float, bool, bool, dict[str, Any]]:
-        return f"heard {action}", float(";" in action), ";" in action, False, {"valid": "no" not in action}
+        return f"heard {action}", float(";" in action), ";" in action, False, {"valid": "wall" not in action}
 
 
 def test_one_action_is_played_as_it_stands(scripted: Any) -> None:
