@@ -30,7 +30,7 @@ MAZE = str(ROOT / "configs" / "maze.yaml")
 COMMANDS = ("fit", "validate", "test", "predict")
 SMALL = """
     --trainer.fast_dev_run true --model.model nano --data.engine wmact.engines.TransformersEngine --data.groups 2
-    --data.engine.max_model_len 2048 --data.samples 2 --data.max_turns 2 --data.limits.turn_tokens 8
+    --data.samples 2 --data.max_turns 2 --data.limits.turn_tokens 8
     --data.validation.levels 2 --data.testing.levels 2 --data.validation.curve [1] --data.testing.curve [1]
     --data.tell_rules false
 """.split()
@@ -128,7 +128,7 @@ def test_shipped_configurations_parse(config: list[str], command: str, capsys: p
 def test_shipped_configurations_run(
     config: list[str], command: str, triplets: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    more = []
+    more = ["--data.engine.max_model_len", "2048"]
     settings = printed(capsys, command, *config)["data"]["init_args"]
     if "batches" in settings:
         more += ["--data.batches", "1", "--data.episodes_a_batch", "2", "--model.save_to", "elsewhere"]
@@ -492,6 +492,12 @@ def test_the_environment_of_the_documentation(model: str, tmp_path: Path, monkey
     assert only.variant == "standard"
     assert [episode.observations[0] for episode in only.episodes] == ["Guess."] * len(only.episodes)
     assert {episode.error for episode in only.episodes} == {None}
+
+
+def test_a_command_that_there_is_not(capsys: pytest.CaptureFixture[str]) -> None:
+    line = refused(capsys, "colect", "--config", MAZE)
+    assert line.startswith("wmact: 'colect' is no command; there are fit, validate, test, predict, study, ")
+    assert ", collect, " in line
 
 
 def test_a_fault_of_the_program_shows_its_traceback(doors: str, monkeypatch: pytest.MonkeyPatch) -> None:

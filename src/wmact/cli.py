@@ -199,6 +199,8 @@ def _run(args: list[str] | None) -> None:
     try:
         if words and words[0] in COMMANDS:
             importlib.import_module(COMMANDS[words[0]].module).main(words[1:])
+        elif words and words[0][:1].isalpha() and words[0] not in (known := CLI.subcommands()):
+            raise ValueError(f"{words[0]!r} is no command; there are {', '.join([*known, *COMMANDS])}")
         else:
             build(args)
     except BaseException as error:

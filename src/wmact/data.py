@@ -308,7 +308,8 @@ class RolloutData(L.LightningDataModule):
             there_are = getattr(self._pool(spec, 1)[0].unwrapped, "num_levels", None)
             if there_are is not None and how.levels > there_are:
                 raise ValueError(
-                    f"evaluation of {how.levels} levels: {variant!r} has {there_are}; lower levels to that"
+                    f"evaluation of {how.levels} levels: {variant!r} has {there_are}; lower "
+                    "data.validation.levels or data.testing.levels to that"
                 )
         mine, samples = share(range(how.levels)), range(how.samples)
         tasks = [self._task(level, sample, EVALUATION) for level in mine for sample in samples]
