@@ -136,6 +136,7 @@ def test_the_command(
     printed = capsys.readouterr().out.splitlines()
     assert printed[0].split() == ["model", "start", "change"]
     assert [line.split()[0] for line in printed[1:4]] == ["perplexity", "accuracy/capital", "accuracy/region"]
+    assert printed[-1] == "10 passages; 40 questions of four answers each, so 0.25 is chance"
     found = json.loads(Path("found.json").read_text())
     assert (found["passages"], found["questions"]) == (10, {"capital": 20, "region": 20})
     assert found["weights"]["kinds"]["model.norm.weight"] == pytest.approx(0.5)

@@ -254,7 +254,7 @@ def table(figures: dict[str, dict[str, Figure]], change: dict[str, Any] | None) 
     columns = list(next(iter(figures.values())))
     rows = [["", *columns]]
     for name, row in figures.items():
-        style = "{:.2f} [{:.2f}, {:.2f}]" if name == "perplexity" else "{:.3f} [{:.3f}, {:.3f}]"
+        style = "{:,.4g} [{:,.4g}, {:,.4g}]" if name == "perplexity" else "{:.3f} [{:.3f}, {:.3f}]"
         signed = "× {:.4f} [{:.4f}, {:.4f}]" if name == "perplexity" else "{:+.3f} [{:+.3f}, {:+.3f}]"
         rows.append([name, *((signed if column == "change" else style).format(*row[column]) for column in columns)])
     if change is not None:
@@ -289,7 +289,8 @@ def main(args: Sequence[str]) -> None:
         found.append(score(policy.to(device), load_tokenizer(name), texts, asked))
         policy.to("cpu")
     figures = compare(found[0], found[1] if options.start else None)
-    print(table(figures, change), flush=True)
+    print(table(figures, change))
+    print(f"{len(texts)} passages; {len(asked)} questions of four answers each, so 0.25 is chance", flush=True)
     if options.out:
         sources = "\n".join(itertools.chain(texts, *([each.text, *each.answers] for each in asked)))
         record = {

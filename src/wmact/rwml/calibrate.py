@@ -43,6 +43,8 @@ LEAST_RIGHT = 0.5
 """… and semantic if it accepts at least this share of paraphrases. So much of the things must be knowable, too."""
 MOST_FLAT = 0.9
 """With more groups than this without variance, there is next to nothing to learn from."""
+FEW_PAIRS = 30
+"""One error in so many is below `MOST_GROSS`; in fewer, chance decides."""
 WORD = re.compile(r"[\w#.-]+")
 
 
@@ -165,13 +167,13 @@ def verdict(result: dict[str, Any]) -> list[str]:
             lines.append(f"{name}: no signal: it does not tell gross errors. At its lowest threshold it accepts {told}")
             continue
         line = (
-            f"{name}: τ_d = {best['threshold']:g} accepts {best['paraphrases']:.0%} of paraphrases, "
+            f"{name}: τ_d = {best['threshold']:g} accepts {best['paraphrases']:.0%} of paraphrases (kinds alike), "
             f"{best['gross_errors']:.0%} of gross errors"
         )
         if best["paraphrases"] < LEAST_RIGHT:
             line += "; strict: a right prediction in other words than the world's counts as wrong"
         if best["near_misses"] > 0.5:
-            line += f", and {best['near_misses']:.0%} of near-misses: AND it with wmact.rwml.SameState"
+            line += f"; it takes {best['near_misses']:.0%} of near-misses for right: AND it with wmact.rwml.SameState"
         sampled = {row["threshold"]: row for row in found.get("start_model", [])}.get(best["threshold"])
         if sampled and sampled["zero_variance"] > MOST_FLAT:
             line += (
@@ -179,6 +181,9 @@ def verdict(result: dict[str, Any]) -> list[str]:
                 f"variance (its mean reward is {sampled['reward']:.2f})"
             )
         lines.append(line)
+    few = min((result["pairs"].get(kind, 0) for kind in GROSS), default=0)
+    if few < FEW_PAIRS:
+        lines.append(f"only {few} pairs of a kind of gross errors: collect more before you believe any of this")
     things = result["knowable"]["things"]
     if things < LEAST_RIGHT:
         lines.append(

@@ -268,4 +268,4 @@ def main(args: Sequence[str]) -> None:
     write_triplets(options.out, about, played.triplets)
     games = len({triplet.game for triplet in played.triplets})
     ends = ", ".join(f"{number} {end}" for end, number in sorted(played.ends.items()))
-    print(f"{options.out}: {len(played.triplets)} triplets of {games} games; episodes: {ends}", flush=True)
+    print(f"{options.out}: {len(played.triplets)} triplets of {games} games; episodes ended as {ends}", flush=True)

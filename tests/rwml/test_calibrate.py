@@ -1,0 +1,114 @@
+"""What `calibrate` concludes: rates, the threshold it recommends, what can be known, and the words for it."""
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import pytest
+
+from wmact.rwml.calibrate import THRESHOLDS, efficacy, groups, knowable, rates, recommend, verdict
+from wmact.rwml.nearmiss import Pairs
+from wmact.rwml.triplets import Said, Triplet
+
+
+class Length:
+    """The difference in length, in tenths: 0.1 a character."""
+
+    def __call__(self, predicted: Sequence[str], observed: Sequence[str]) -> list[float]:
+        return [abs(len(a) - len(b)) / 10 for a, b in zip(predicted, observed, strict=True)]
+
+
+def accepted(**kinds: Sequence[float]) -> dict[str, list[dict[str, float]]]:
+    """A table as of `rates`: the share accepted at each threshold, the last one given standing for the rest."""
+    filled = {name: [*shares, *[shares[-1]] * (len(THRESHOLDS) - len(shares))] for name, shares in kinds.items()}
+    return {
+        name.replace("_", " "): [{"threshold": t, "accepted": a} for t, a in zip(THRESHOLDS, shares, strict=True)]
+        for name, shares in filled.items()
+    }
+
+
+def test_rates_at_each_threshold_with_and_without_the_guard() -> None:
+    # apart by 0, 1 and 3 characters: 0, 0.1 and 0.3; the last names another thing
+    pairs = Pairs("echo", False, ["mug 1", "mug 1", "mug "], ["mug 1", "mug 1s", "mugs 14"])
+    (rows,) = rates(Length(), [pairs]).values()
+    assert [row["accepted"] for row in rows] == pytest.approx([1 / 3, 1 / 3, 1 / 3, 2 / 3, 2 / 3, 2 / 3, 1])
+    assert [row["guarded"] for row in rows] == pytest.approx([1 / 3] * 3 + [1 / 3] * 4)  # "1s" is another thing, too
+
+
+def test_the_threshold_accepts_most_paraphrases_of_those_that_tell_gross_errors() -> None:
+    table = accepted(reworded=[0.1, 0.6, 0.9, 1.0], echo=[0.0, 0.0, 0.05, 0.06], same_verb=[0.0])
+    table |= accepted(id_swapped=[0.0, 0.5, 0.8, 1.0], state_flipped=[0.2, 0.4, 0.6, 1.0])
+    best = recommend(table, ["reworded"])
+    assert best is not None
+    assert (best["threshold"], best["paraphrases"], best["gross_errors"]) == (0.1, 0.9, 0.05)
+    assert best["near_misses"] == pytest.approx((0.8 + 0.6) / 2)
+    assert recommend(accepted(reworded=[1.0], echo=[0.06], same_verb=[0.0]), ["reworded"]) is None
+    lowest = recommend(accepted(reworded=[1.0], echo=[0.0], same_verb=[0.0]), ["reworded"])
+    assert lowest is not None
+    assert lowest["threshold"] == THRESHOLDS[0]  # of several that are as good
+
+
+def test_what_can_be_known(triplet: Callable[..., Triplet]) -> None:
+    def said(game: str, before: str, truth: str) -> Triplet:
+        return triplet(game=game, history=(Said("observation", before),), action="go", next=truth)
+
+    rows = [
+        said("a", "there is a mug 1", "the mug 1 shines"),  # "shines" and "the" are in the truths of b and c
+        said("b", "nothing", "the pen 2 shines"),  # "pen" and "2" stand nowhere else, and so does the thing
+        said("c", "nothing", "the sun shines"),
+    ]
+    found = knowable(rows)
+    # of a: the, shines, mug, 1 all; of b: the, shines of four; of c: the, shines of three
+    assert found["words"] == pytest.approx((1 + 2 / 4 + 2 / 3) / 3)
+    assert found["things"] == pytest.approx((1 + 0) / 2)  # c names none
+    assert found["all_things"] == pytest.approx(1 / 2)
+
+
+def test_whether_what_moved_tells_what_was_effective(triplet: Callable[..., Triplet]) -> None:
+    def moved(by: int, effective: bool) -> Triplet:
+        return triplet(history=(Said("observation", "x"),), next="x" + "y" * by, effective=effective)
+
+    rows = {row["threshold"]: row for row in efficacy(Length(), [moved(0, False), moved(1, False), moved(3, True)])}
+    assert (rows[0.0]["precision"], rows[0.0]["recall"]) == (1 / 2, 1)  # two moved, one of them effective
+    assert (rows[0.2]["precision"], rows[0.2]["recall"]) == (1, 1)
+    assert math.isnan(rows[0.4]["precision"])  # nothing moved by more
+    assert rows[0.4]["recall"] == 0
+
+
+def test_groups_without_variance(triplet: Callable[..., Triplet]) -> None:
+    one = triplet(next="four")
+    found = groups(Length(), [(one, ["four", "four"]), (one, ["four", None]), (one, ["far too long", "fours"])])
+    assert found[0] == {"threshold": 0.02, "reward": 3 / 6, "zero_variance": 2 / 3}
+    assert found[3]["reward"] == 4 / 6  # at 0.15 "fours" is right too, and its group has variance
+    assert found[3]["zero_variance"] == 1 / 3
+
+
+def result(pairs: int = 100, things: float = 1.0, **found: Any) -> dict[str, Any]:
+    best = {"threshold": 0.1, "paraphrases": 0.9, "gross_errors": 0.0, "near_misses": 0.0}
+    one = {"recommended": best | found.pop("best", {}), "accepted": accepted(echo=[0.5], same_verb=[0.25])} | found
+    return {"distances": {"d": one}, "pairs": {"echo": pairs, "same verb": 100}, "knowable": {"things": things}}
+
+
+@pytest.mark.parametrize(
+    ("found", "told"),
+    [
+        (result(recommended=None), ["no signal: it does not tell gross errors", "50% of echo, 25% of same verb"]),
+        (result(best={"paraphrases": 0.4}), ["strict: a right prediction in other words"]),
+        (result(best={"near_misses": 0.8}), ["takes 80% of near-misses for right: AND it with wmact.rwml.SameState"]),
+        (result(pairs=29), ["only 29 pairs of a kind of gross errors: collect more"]),
+        (result(things=0.4), ["little signal whatever the distance: only 40% of the things"]),
+        (
+            result(start_model=[{"threshold": 0.1, "zero_variance": 0.95, "reward": 0.01}]),
+            ["no signal to start from: 95% of the start model's groups have no variance (its mean reward is 0.01)"],
+        ),
+    ],
+    ids=["gross errors", "strict", "near-misses", "few pairs", "unknowable", "flat groups"],
+)
+def test_the_verdict_in_words(found: dict[str, Any], told: list[str]) -> None:
+    words = "\n".join(verdict(found))
+    for text in told:
+        assert text in words
+
+
+def test_nothing_more_is_said_of_a_signal() -> None:
+    assert verdict(result()) == ["d: τ_d = 0.1 accepts 90% of paraphrases (kinds alike), 0% of gross errors"]
