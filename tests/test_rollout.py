@@ -246,9 +246,9 @@ class Talk(Plain):
 
 
 def test_one_action_is_played_as_it_stands(scripted: Any) -> None:
-    engine = scripted(replies("<action> no , no </action>", "<action> </action>", "<action> up ; down up </action>"))
+    engine = scripted(replies("<action> wall , you </action>", "<action> </action>", "<action> up ; down up </action>"))
     episode = one(Talk(), engine, tell_rules=True)
-    assert [(a.text, a.kind) for a in episode.actions] == [("no , no", "unreadable"), ("up ; down up", "effective")]
+    assert [(a.text, a.kind) for a in episode.actions] == [("wall , you", "unreadable"), ("up ; down up", "effective")]
     assert [turn.format for turn in episode.turns] == ["valid", "unreadable", "valid"]
     assert episode.stop_reason == "solved"
     assert episode.baseline_success is False
