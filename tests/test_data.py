@@ -12,6 +12,7 @@ from lightning.pytorch import Trainer
 
 import tiny_worlds
 import wmact.data
+from literal import trainer
 from wmact.callbacks import TurnAnnealing
 from wmact.data import EnvSpec, Evaluation, RolloutData, Variant, default_engine
 from wmact.engines import Completion, TransformersEngine, VLLMEngine
@@ -62,17 +63,8 @@ class Run:
         self.module = PPO(model=model, lr=0.05, critic_lr=0.05)
         self.batches: list[Batch] = []
         self.episodes: list[list[Episode]] = []
-        self.trainer = Trainer(
-            accelerator="cpu",
-            devices=1,
-            max_epochs=epochs,
-            callbacks=[TurnAnnealing(every=2), Keep(self)],
-            logger=False,
-            default_root_dir=folder,
-            enable_checkpointing=False,
-            enable_progress_bar=False,
-            enable_model_summary=False,
-            num_sanity_val_steps=0,
+        self.trainer = trainer(
+            epochs, devices=1, callbacks=[TurnAnnealing(every=2), Keep(self)], default_root_dir=folder
         )
 
     def fit(self) -> "Run":

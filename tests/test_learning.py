@@ -9,6 +9,7 @@ import pytest
 import torch
 
 import tiny_worlds
+from literal import trainer
 from wmact.callbacks import TurnAnnealing
 from wmact.data import EnvSpec, RolloutData
 from wmact.demonstrations import DemonstrationData, World
@@ -44,19 +45,8 @@ class Watch(L.Callback):
 
 def trained(module: L.LightningModule, data: RolloutData, iterations: int, folder: Path) -> Watch:
     watch = Watch()
-    trainer = L.Trainer(
-        accelerator="cpu",
-        devices=1,
-        max_epochs=iterations,
-        callbacks=[TurnAnnealing(every=6), watch],
-        logger=False,
-        default_root_dir=folder,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        num_sanity_val_steps=0,
-    )
-    trainer.fit(module, datamodule=data)
+    run = trainer(iterations, devices=1, callbacks=[TurnAnnealing(every=6), watch], default_root_dir=folder)
+    run.fit(module, datamodule=data)
     return watch
 
 

@@ -258,6 +258,17 @@ class Unweighed(CLI):
         """Nothing is run."""
 
 
+def read_experiment(words: Sequence[str]) -> CLI:
+    """Return the experiment that `fit` would run with these words, without weights and without a trainer.
+
+    Raises:
+        ValueError: it is none.
+    """
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="LightningCLI's args parameter")
+        return build(["fit", *words], cli=Unweighed)
+
+
 class Experiment:
     """What there is to be estimated, with networks on the meta device.
 
@@ -269,9 +280,7 @@ class Experiment:
     """
 
     def __init__(self, args: Sequence[str]) -> None:
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", message="LightningCLI's args parameter")
-            cli = build(["fit", *args], cli=Unweighed)
+        cli = read_experiment(args)
         module, self.data, self.trainer = (cli._get(cli.config_init, key) for key in ("model", "data", "trainer"))
         if not isinstance(module, PolicyGradient):
             raise ValueError(f"estimate knows PPO and GRPO, and model is {type(module).__name__}")

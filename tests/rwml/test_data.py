@@ -9,6 +9,7 @@ import lightning as L
 import pytest
 from lightning.pytorch import Trainer
 
+from literal import trainer
 from wmact.data import Evaluation, Variant
 from wmact.ppo import PPO
 from wmact.rollout import Limits
@@ -30,20 +31,6 @@ def rows(triplet: Callable[..., Triplet]) -> list[Triplet]:
     """Twenty games of two triplets; what happens is the action itself."""
     words = ("up", "down", "left", "right")
     return [triplet(game=f"g{i // 2}", step=i, action=words[i % 4], next=words[i % 4]) for i in range(40)]
-
-
-def trainer(folder: Path) -> Trainer:
-    return Trainer(
-        accelerator="cpu",
-        devices=1,
-        max_epochs=1,
-        logger=False,
-        default_root_dir=folder,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        num_sanity_val_steps=0,
-    )
 
 
 class Keep(L.Callback):
@@ -85,7 +72,7 @@ def test_a_batch_of_predictions_is_rewarded_at_once(tiny_model, scripted, write,
     engine = scripted(script)
     data = build(tiny_model, write(*rows), engine, Counted(Exact(), 1.0))
     keep = Keep()
-    run = trainer(tmp_path)
+    run = trainer(1, devices=1, default_root_dir=tmp_path)
     run.callbacks.append(keep)
     run.limit_val_batches = 0
     module = PPO(model=str(tiny_model), max_mismatch_kl=math.inf)
@@ -111,7 +98,7 @@ def test_held_out_games_are_evaluated(tiny_model, scripted, write, rows, tmp_pat
 
     engine = scripted(script)
     data = build(tiny_model, write(*rows), engine)
-    run = trainer(tmp_path)
+    run = trainer(1, devices=1, default_root_dir=tmp_path)
     run.test(PPO(model=str(tiny_model)), datamodule=data, verbose=False)
     found = {name: float(value) for name, value in run.callback_metrics.items()}
     assert found["eval/held_out/single_turn"] == found["eval/world_model/held_out/reward"] == 1.0
@@ -127,7 +114,7 @@ def test_a_reward_that_cannot_be_had_is_an_error_and_too_many_stop_the_run(tiny_
         scripted(lambda request: "<action> up </action>"),
         reward=lambda predicted, triplets: [OSError("http://x: no connection")] * len(predicted),
     )
-    run = trainer(tmp_path)
+    run = trainer(1, devices=1, default_root_dir=tmp_path)
     run.limit_val_batches = 0
     with pytest.raises(TrainingStopped, match="8 of 8 episodes ended in an error: 8 × no reward: http://x: no conn"):
         run.fit(PPO(model=str(tiny_model), max_mismatch_kl=math.inf), datamodule=data)

@@ -8,19 +8,17 @@ same command writes the same rows. Triplets of held-out games and of other kinds
 stays comparable. Every option that is not listed below is one of `fit`.
 """
 
-import hashlib
 from collections.abc import Sequence
 from pathlib import Path
 
 from wmact.commands import CommandParser
 from wmact.rwml.offline import predict, provenance, read_prediction_data, training_env
-from wmact.rwml.triplets import Triplet, read_triplets, write_triplets
+from wmact.rwml.triplets import Triplet, drawn, read_triplets, write_triplets
 
 
 def lucky(triplet: Triplet, seed: int, keep: float) -> bool:
     """Tell whether a triplet is among the share `keep` that stays; the same for all that ask the same."""
-    digest = hashlib.sha256(f"{seed} {triplet.digest}".encode()).digest()
-    return int.from_bytes(digest[:8], "big") < keep * 2**64
+    return drawn(f"{seed} {triplet.digest}", keep)
 
 
 def main(args: Sequence[str]) -> None:

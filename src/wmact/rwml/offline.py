@@ -2,7 +2,6 @@
 
 import datetime
 import shlex
-import warnings
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -10,9 +9,8 @@ import gymnasium
 
 import wmact
 from wmact.chat import Chat
-from wmact.cli import build
 from wmact.data import RolloutData, default_engine, too_short
-from wmact.estimate import Unweighed
+from wmact.estimate import read_experiment
 from wmact.models import load_tokenizer, resolve_model
 from wmact.rollout import Task, play
 from wmact.rwml.data import PredictionData
@@ -26,9 +24,7 @@ def read_data(words: Sequence[str]) -> RolloutData:
     Raises:
         ValueError: it is no such experiment.
     """
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="LightningCLI's args parameter")
-        cli = build(["fit", *words], cli=Unweighed)
+    cli = read_experiment(words)
     data = cli._get(cli.config_init, "data")
     assert isinstance(data, RolloutData)
     return data

@@ -84,7 +84,12 @@ class TripletFile(NamedTuple):
 
 def held_out(triplet: Triplet, share: float) -> bool:
     """Tell whether the triplet's game is one of the `share` that are for validation; it is the same in every file."""
-    digest = hashlib.sha256(f"{triplet.env} {triplet.game}".encode()).digest()
+    return drawn(f"{triplet.env} {triplet.game}", share)
+
+
+def drawn(name: str, share: float) -> bool:
+    """Tell whether a name is among a share of all names, by its hash: the same on every machine."""
+    digest = hashlib.sha256(name.encode()).digest()
     return int.from_bytes(digest[:8], "big") < share * 2**64
 
 
