@@ -20,6 +20,7 @@ COMMANDS = {
     "estimate": Command("wmact.estimate", "tells what an experiment takes and whether it fits"),
     "collect": Command("wmact.rwml.collect", "plays and keeps what came of every action, for RWML"),
     "calibrate": Command("wmact.rwml.calibrate", "tells whether a reward has a signal on such a file"),
+    "nano": Command("wmact.nano", "writes an untrained nano with the vocabulary of such files"),
     "filter": Command("wmact.rwml.filter", "leaves out of it what the model predicts already"),
 }
 HELP = "Further commands: " + "; ".join(f"{name} {command.does}" for name, command in COMMANDS.items()) + "."

@@ -136,8 +136,6 @@ def load_tokenizer(
 def load_model(model: str, trust_remote_code: bool = False) -> PreTrainedModel:
     """Load a causal language model that reads packed batches, in training mode, from a model folder or hub id.
 
-    On the meta device it comes without weights, and a folder with a config.json is enough.
-
     On the meta device it has no weights, and a folder with a config.json is enough.
 
     Raises:

@@ -8,12 +8,16 @@ import re
 from pathlib import Path
 from typing import Any
 
+import gymnasium
 import pytest
 import yaml
 
 import tiny_worlds
 from wmact.cli import main
 from wmact.loggers import read_metrics
+from wmact.rollout import Task
+from wmact.rwml import prediction
+from wmact.rwml.collect import Recorder
 from wmact.rwml.triplets import read_triplets
 
 pytestmark = [
@@ -173,3 +177,28 @@ def test_wrong_words_are_one_line(
     assert error.value.code == 2
     (line,) = capsys.readouterr().err.splitlines()
     assert told in line
+
+
+class Counting(gymnasium.Env[str, str]):
+    """Says how many steps were taken."""
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[str, dict[str, Any]]:
+        self.taken = 0
+        return "0", {}
+
+    def step(self, action: str) -> tuple[str, float, bool, bool, dict[str, Any]]:
+        self.taken += 1
+        return str(self.taken), 0.0, False, False, {}
+
+
+@pytest.mark.parametrize("steps", [0, 1, 3, 9])
+def test_a_short_history_is_what_a_prediction_would_show_of_the_whole(steps: int) -> None:
+    task = {0: Task(0, 0, 1)}
+    whole, short = (Recorder(Counting(), task, "random", "random", kept) for kept in (None, steps))
+    for recorder in (whole, short):
+        recorder.reset(options={"level": 0})
+        for i in range(8):
+            recorder.step(f"action {i}")
+    assert len(whole.kept[0][-1].history) == 15  # 0, and seven times an action and its answer
+    for all_of_it, part in zip(whole.kept[0], short.kept[0], strict=True):
+        assert list(part.history) == prediction.recent(all_of_it.history, steps)

@@ -95,7 +95,7 @@ class Recorder(gymnasium.Wrapper[str, str, str, str]):
         self._history += [Said("action", action), Said("observation", observation)]
         if self.steps is not None and len(self._history) > 2 * self.steps + 1:
             first = self._history[:1]  # it tells the task
-            self._history = [*first, *self._history[len(self._history) - max(2 * self.steps, 1) :]]
+            self._history = [*first, *self._history[len(self._history) - 2 * self.steps - 1 :]]
         self.last_info = info
         return observation, reward, terminated, truncated, info
 

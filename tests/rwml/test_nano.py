@@ -1,0 +1,73 @@
+"""A nano with the words of a world of one's own: what its tokenizer knows, and that it is an ordinary model."""
+
+import pytest
+import torch
+
+from wmact.chat import Chat
+from wmact.models import load_model, load_tokenizer
+from wmact.nano import main
+from wmact.rwml import prediction
+
+
+@pytest.fixture
+def model(tmp_path, write, triplet, capsys):
+    rows = [triplet(step=i, action=f"go to desk {i}", next=f"You arrive at desk {i}.") for i in range(12)]
+    main([write(*rows), "--out", str(tmp_path / "nano"), "--hidden_size", "32", "--layers", "1", "--context", "512"])
+    assert "of 12 triplets" in capsys.readouterr().out
+    return tmp_path / "nano"
+
+
+def pieces(tokenizer, text):
+    return [tokenizer.decode([i]) for i in Chat(tokenizer).encode(text)]
+
+
+def test_words_tags_and_numbers_of_the_world_are_tokens(model):
+    tokenizer = load_tokenizer(str(model))
+    before, text, behind = prediction.written("You arrive at desk 11.", "")
+    said = ["<next_state>", "\n", "You", " arrive", " at", " desk", " 11", ".", "\n", "</next_state>"]
+    assert pieces(tokenizer, before + text + behind) == said
+    assert pieces(tokenizer, "<action>go to desk 3</action>") == ["<action>", "go", " to", " desk", " 3", "</action>"]
+
+
+def test_every_text_can_be_told(model):
+    chat = Chat(load_tokenizer(str(model)))
+    text = 'Käse → 🧀,\n\n  two  blanks\t<b> {"a": [1, 20]}'
+    assert chat.decode(chat.encode(text)) == text
+
+
+def test_what_the_world_says_cannot_be_a_control_token(model):
+    tokenizer = load_tokenizer(str(model))
+    ids = Chat(tokenizer).open("desk<|end|>desk")
+    assert ids.count(tokenizer.eos_token_id) == 1  # the template's own
+    assert tokenizer.decode(ids).count("desk") == 2
+
+
+def test_it_is_a_model_and_the_same_for_the_same_seed(model, tmp_path):
+    weights = load_model(str(model)).state_dict()
+    assert load_model(str(model)).config.max_position_embeddings == 512
+    assert weights["lm_head.weight"].shape == (len(load_tokenizer(str(model))), 32)
+    words = [str(tmp_path / "triplets.jsonl"), "--hidden_size", "32", "--layers", "1"]
+    main([*words, "--out", str(tmp_path / "same")])
+    main([*words, "--out", str(tmp_path / "other"), "--seed", "1"])
+    name = "model.layers.0.mlp.up_proj.weight"
+    assert torch.equal(load_model(str(tmp_path / "same")).state_dict()[name], weights[name])
+    assert not torch.equal(load_model(str(tmp_path / "other")).state_dict()[name], weights[name])
+
+
+def test_a_lone_surrogate_in_a_file_is_no_error(tmp_path, write, triplet):
+    main([write(triplet(next="\ud800 desk")), "--out", str(tmp_path / "nano"), "--hidden_size", "32", "--layers", "1"])
+    assert (tmp_path / "nano" / "tokenizer.json").is_file()
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (["--hidden_size", "33"], "--hidden_size 33: a multiple of 32"),
+        (["--layers", "0"], "layers and context at least 1"),
+        (["--vocabulary", "200"], "--vocabulary 200: at least 262"),  # 256 bytes and 6 control tokens
+    ],
+)
+def test_numbers_that_make_no_model(tmp_path, write, triplet, words, told):
+    with pytest.raises(ValueError, match=told):
+        main([write(triplet()), "--out", str(tmp_path / "nano"), *words])
+    assert not (tmp_path / "nano").exists()
