@@ -117,6 +117,13 @@ def test_words_of_the_command_that_are_not_right(capsys: pytest.CaptureFixture[s
     assert not Path("runs").exists()
 
 
+def test_a_run_can_start_from_what_another_one_of_its_seed_has_left() -> None:
+    arms = {"wmact": "--model.model runs/house/rwml_{seed}", "base": ""}
+    study = read_study(Path(written("s.yaml", GOOD | {"arms": arms})))
+    assert study.words("wmact", 3)[4:6] == ["--model.model", "runs/house/rwml_3"]
+    assert "--model.model" not in study.words("base", 3)
+
+
 def test_what_words_mean_is_in_their_files_too() -> None:
     words = ["--config", "base.yaml", "--config=more.yaml", "--data.groups", "3"]
     written("base.yaml", "a: 1\n")

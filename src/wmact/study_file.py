@@ -24,7 +24,7 @@ class Study:
     Args:
         name: of the study, and of its folders.
         base: configurations that all arms share, as several --config.
-        arms: name → what the arm adds to the command line; "" is the base itself.
+        arms: name → what the arm adds to the command line; "" is the base itself, and {seed} in it is the run's seed.
         seeds: every arm is run with each of them.
         common: what all arms add to the command line, before their own words.
         compare: the arm that the others are tested against.
@@ -58,7 +58,8 @@ class Study:
         """Return the arguments of `fit` that make a run what it is; where it is written is not among them."""
         bases = [word for base in self.base for word in ("--config", base)]
         try:
-            return [*bases, *shlex.split(f"{self.common} {self.arms[arm]}"), "--seed_everything", str(seed)]
+            added = f"{self.common} {self.arms[arm]}".replace("{seed}", str(seed))  # such as the model it starts from
+            return [*bases, *shlex.split(added), "--seed_everything", str(seed)]
         except ValueError as error:
             raise ValueError(f"arm {arm!r}: {error} in {self.common} {self.arms[arm]}") from None
 
