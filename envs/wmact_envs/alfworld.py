@@ -17,10 +17,9 @@ from typing import Any
 
 import gymnasium
 from gymnasium.error import DependencyNotInstalled, ResetNeeded
-from gymnasium.spaces import Text
 
 from . import alfworld_games as games
-from .text import ENDLESS, level_option
+from .text import ENDLESS, AnyText, level_option
 from .workers import Worker
 
 ENGINE = f"{__package__}.alfworld_engine"
@@ -113,8 +112,7 @@ class ALFWorldEnv(gymnasium.Env[str, str]):
         self._files = games.official_games(root, split, self.task_types) if root else ()
         self.num_levels = len(self._files) or None
         self.rules = RULES + (OLD_GAMES if root else "")
-        self.observation_space = Text(max_length=2**16)
-        self.action_space = Text(max_length=200)
+        self.observation_space = self.action_space = AnyText()
         self._worker = Worker(ENGINE)
         self._running = False
         self._past: list[tuple[str, str]] = []  # feedback and the command given then, of every step

@@ -17,14 +17,12 @@ from typing import Any
 import gymnasium
 import numpy as np
 from gymnasium.error import ResetNeeded
-from gymnasium.spaces import Text
 
 from . import tau2_engine as engine
 from .endpoint import Endpoint
 from .tau2_users import Call, EndpointUser, ScriptedUser, User
+from .text import AnyText
 
-LONGEST = 1_000_000
-"""Characters of the longest text that the spaces admit; nothing depends on it."""
 USER_CALLS = 20
 """Most tool calls of a user between two of its messages."""
 
@@ -110,7 +108,7 @@ class Tau2Env(gymnasium.Env[str, str]):
         self.domain, self.split = engine.load(domain, solo), split
         self.tasks = self.domain.split(split)
         self.num_levels = len(self.tasks)
-        self.observation_space = self.action_space = Text(LONGEST)
+        self.observation_space = self.action_space = AnyText()
         self.rules = self._rules(policy, tools)
         first = min(self.domain.tools)
         examples = [json.dumps({"name": first, "arguments": _placeholders(self.domain.signatures[first])})]

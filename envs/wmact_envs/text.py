@@ -7,12 +7,29 @@ from typing import Any
 import gymnasium
 import numpy as np
 from gymnasium.error import ResetNeeded
-from gymnasium.spaces import Text
+from gymnasium.spaces import Space, Text
 
 from .splits import SPLITS
 
 ENDLESS = 2**32
 """Level numbers are drawn below this where a split is generated and has no end."""
+
+
+class AnyText(Space[str]):
+    """Every text; gymnasium's own `Text` wants to know its characters, and takes letters and digits if it does not."""
+
+    def sample(self, mask: Any = None, probability: Any = None) -> str:
+        """Return a text of up to eight letters."""
+        return "".join(chr(97 + int(i)) for i in self.np_random.integers(26, size=self.np_random.integers(9)))
+
+    def contains(self, x: Any) -> bool:
+        """Whether it is a text."""
+        return isinstance(x, str)
+
+    @property
+    def is_np_flattenable(self) -> bool:
+        """It is not."""
+        return False
 
 
 class TextEnv(gymnasium.Env[str, str]):

@@ -12,6 +12,7 @@ from typing import Any
 
 import gymnasium
 import pytest
+from gymnasium.utils.env_checker import check_env
 
 from wmact import cli
 from wmact.demonstrations import Walkthrough
@@ -187,6 +188,15 @@ def test_what_changes_nothing_is_not_effective(env: ALFWorldEnv) -> None:
     assert info["effective"]
     _, _, _, _, info = env.step("examine fridge 1")
     assert (info["valid"], info["effective"]) == (True, False)
+
+
+@needs_engine
+def test_check_env() -> None:
+    env = gymnasium.make("wmact/ALFWorld-v0", disable_env_checker=True)
+    try:
+        check_env(env.unwrapped)
+    finally:
+        env.close()
 
 
 @needs_engine

@@ -8,6 +8,7 @@ from typing import Any
 
 import gymnasium
 import pytest
+from gymnasium.utils.env_checker import check_env
 
 from stub_server import Answer, Asked, Stub, serving
 from wmact.chat import Chat
@@ -80,6 +81,11 @@ def test_doing_nothing_is_a_success_where_nothing_was_to_be_done() -> None:
         assert info["baseline_success"] == (reward == 1.0)
         outcomes.append(reward)
     assert set(outcomes) == {0.0, 1.0}  # both kinds are among them
+
+
+def test_check_env() -> None:
+    env = gymnasium.make("wmact_envs:wmact/Tau2-v0", domain="mock", split="base", disable_env_checker=True)
+    check_env(env.unwrapped)
 
 
 def test_half_of_the_gold_is_not_enough() -> None:

@@ -7,30 +7,13 @@ once, after the rollout (`wmact.rwml.data`).
 from typing import Any, get_args
 
 import gymnasium
-from gymnasium import Space
 
 from wmact.protocol import Answer
 from wmact.rwml import prediction
 from wmact.rwml.triplets import Part, Triplet, part_of, read_triplets
+from wmact_envs.text import AnyText
 
 ID = "wmact.rwml:wmact/Prediction-v0"
-
-
-class AnyText(Space[str]):
-    """Every text; gymnasium's own `Text` wants to know its characters."""
-
-    def sample(self, mask: Any = None, probability: Any = None) -> str:
-        """Return a text of up to eight letters."""
-        return "".join(chr(97 + int(i)) for i in self.np_random.integers(26, size=self.np_random.integers(9)))
-
-    def contains(self, x: Any) -> bool:
-        """Whether it is a text."""
-        return isinstance(x, str)
-
-    @property
-    def is_np_flattenable(self) -> bool:
-        """It is not."""
-        return False
 
 
 class PredictionEnv(gymnasium.Env[str, str]):
