@@ -3,6 +3,7 @@
 import re
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -381,11 +382,38 @@ def test_where_a_reply_holds_one_action_a_walkthrough_gives_one() -> None:
     env: Any = maze(0)
     first = env.solution()[0]
     env.one_action = True
-    assert Walkthrough().follow(env) == f"<think>Next: {first}.</think> <action>{first}</action>"
+    assert (
+        Walkthrough().follow(env, {}, np.random.default_rng(0))
+        == f"<think>Next: {first}.</think> <action>{first}</action>"
+    )
 
 
 def test_a_walkthrough_needs_a_solution() -> None:
     with pytest.raises(ValueError, match=r"^object tells no solution that a walkthrough could follow"):
-        Walkthrough().follow(object())
+        Walkthrough().follow(object(), {}, np.random.default_rng(0))
     with pytest.raises(ValueError, match=r"^walkthrough.thought='\{plan\}': what can be filled in is \{action\}"):
         Walkthrough(thought="{plan}")
+
+
+def test_a_detour_is_any_action_and_the_solution_finds_back() -> None:
+    env: Any = maze(0)
+    env.one_action = True
+    solution, rng = env.solution(), np.random.default_rng(0)
+    taken = {Walkthrough(thought="", detour=1.0).follow(env, {}, rng) for _ in range(100)}
+    assert taken == {f"<think></think> <action>{action}</action>" for action in env.action_names}
+    listed: Any = SimpleNamespace(action_names=(), solution=lambda: ["look"])
+    listed.unwrapped = listed
+    assert "<action>open box</action>" in Walkthrough(detour=1.0).follow(listed, {"admissible": ["open box"]}, rng)
+    with pytest.raises(ValueError, match="no action can be taken at random"):
+        Walkthrough(detour=1.0).follow(listed, {}, rng)
+    half = [Walkthrough(detour=0.5).follow(env, {}, rng) for _ in range(400)]
+    # one in two is no detour, and of the detours one in four is the solution's action all the same: 5/8 of 400
+    assert 220 < sum(f"<action>{solution[0]}</action>" in reply for reply in half) < 280
+    chat, limits = Chat(build_tokenizer()), Limits(turn_tokens=160)
+    world = EnvSpec("wmact_envs:wmact/Maze-v0", {"layout": "cells"}).make()
+    how = Walkthrough(thought="{action}", reply="<think> {thought} </think> <action> {plan} </action>", detour=0.5)
+    episodes = [play_demonstration(world, Task(0, 0, s), chat, limits, 40, Manner(), walkthrough=how) for s in range(9)]
+    assert all(episode.success for episode in episodes)
+    assert len({len(episode.actions) for episode in episodes}) > 1
+    with pytest.raises(ValueError, match=r"walkthrough.detour=1.5: a share of the replies"):
+        Walkthrough(detour=1.5)

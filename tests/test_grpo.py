@@ -13,6 +13,7 @@ from wmact.collate import collate
 from wmact.grpo import GRPO
 from wmact.lora import LoRA
 from wmact.ppo import PPO
+from wmact.sft import SFT
 from wmact.types import Episode, TrainingStopped
 
 pytestmark = [
@@ -28,6 +29,10 @@ class Watched(Watching, GRPO):
 
 class WatchedPPO(Watching, PPO):
     """PPO that is watched."""
+
+
+class WatchedSFT(Watching, SFT):
+    """SFT that is watched."""
 
 
 @pytest.fixture
@@ -257,6 +262,21 @@ def test_echo_in_ppo(episodes: list[Episode], tiny_model: Path) -> None:
     expected = {n: g + 0.3 * echo.get(n, torch.zeros(())) for n, g in without.steps[0].gradients.items()}
     assert_close(with_echo.steps[0].gradients, expected)
     assert "stability/observation_nll" not in without.logged
+
+
+@pytest.mark.parametrize("token_budget", [10_000, 1])
+def test_echo_in_sft(episodes: list[Episode], tiny_model: Path, tmp_path: Path, token_budget: int) -> None:
+    """Each kind of token is a mean of its own: 23 of replies, 8 of observations."""
+    words: dict[str, Any] = {"max_grad_norm": math.inf, "token_budget": token_budget, "save_to": str(tmp_path / "end")}
+    without, with_echo = (WatchedSFT(str(tiny_model), echo_coef=c, **words) for c in (0.0, 0.3))
+    for module in (without, with_echo):
+        fit(module, episodes)
+    literal = Literal(tiny_model, part(without.steps[0].before, "policy"), episodes)
+    assert (len(literal.logprobs), len(literal.told)) == (23, 8)
+    assert_close(without.steps[0].gradients, literal.gradients(-literal.logprobs.sum() / 23))
+    loss = -literal.logprobs.sum() / 23 - 0.3 * literal.told.sum() / 8
+    assert_close(with_echo.steps[0].gradients, literal.gradients(loss))
+    assert "train/observation_nll" not in without.logged
 
 
 def test_without_echo_no_observation_is_scored(

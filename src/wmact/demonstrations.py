@@ -15,10 +15,11 @@ expert data (behaviour cloning), and serves every environment with a `solution()
 """
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import gymnasium
 import numpy as np
 
 from wmact.chat import Chat
@@ -122,27 +123,48 @@ class Walkthrough:
     Args:
         thought: what is thought before each reply, whatever it is; {action} is the first of the reply.
         reply: the whole; {thought} and {plan}.
+        detour: share of replies that take any one action instead, from which the solution finds back. It shows more of
+            the world, and what to do where a plan would not have come.
     """
 
     thought: str = "Next: {action}."
     reply: str = "<think>{thought}</think> <action>{plan}</action>"
+    detour: float = 0.0
 
     def __post_init__(self) -> None:
+        if not 0 <= self.detour <= 1:
+            raise ValueError(f"walkthrough.detour={self.detour}: a share of the replies, from 0 to 1")
         for name, words in (("thought", ["action"]), ("reply", ["thought", "plan"])):
             _require_template(f"walkthrough.{name}", getattr(self, name), words)
 
-    def follow(self, env: Any) -> str:
-        """Return one reply for the environment's current state.
+    def follow(self, env: Any, info: Mapping[str, Any], rng: np.random.Generator) -> str:
+        """Return one reply for the environment's current state; `info` is what it told last.
 
         Raises:
-            ValueError: the environment has no solution, or none from here.
+            ValueError: the environment has no solution, or none from here; or a detour, and it names no actions.
         """
         plan = env.solution() if hasattr(env, "solution") else None
         if not plan:
             raise ValueError(f"{type(env).__name__} tells no solution that a walkthrough could follow")
+        if rng.random() < self.detour:
+            plan = [at_random(env, info, rng)]
         actions = plan[:1] if getattr(env, "one_action", False) else plan
         thought = self.thought.format(action=actions[0])
         return self.reply.format(thought=thought, plan=", ".join(actions))
+
+
+def at_random(env: gymnasium.Env[str, str], info: Mapping[str, Any], rng: np.random.Generator) -> str:
+    """Any action there is.
+
+    Raises:
+        ValueError: the environment does not tell which there are.
+    """
+    actions = list(getattr(env.unwrapped, "action_names", ()) or info.get("admissible", ()))
+    if not actions:
+        raise ValueError(
+            'no action can be taken at random: the environment names none, nor does info["admissible"]'
+        )
+    return str(actions[rng.integers(len(actions))])
 
 
 def _require_template(name: str, text: Any, words: Sequence[str]) -> None:
@@ -231,7 +253,7 @@ def play_demonstration(
     player.reset()
     while player.episode.stop_reason is None:
         text: Any = env.unwrapped
-        reply = walkthrough.follow(text) if walkthrough else demonstrate(text, rng, manner, wording)
+        reply = walkthrough.follow(text, player.info, rng) if walkthrough else demonstrate(text, rng, manner, wording)
         ids = chat.encode(reply) + [chat.end_of_turn]
         request = Request(0, player.episode.ids, limits.turn_tokens, 0)
         player.answer(Completion(0, ids, [0.0] * len(ids), stopped=True), request, max_turns)

@@ -117,7 +117,7 @@ def deadline(seconds: float, stop: Callable[[], bool] = lambda: False) -> Iterat
 
 
 class Player:
-    """One episode under way: an environment, the tokens so far, and what the last observation was."""
+    """One episode under way: an environment, the tokens so far, and what it told last (`observation`, `info`)."""
 
     def __init__(
         self,
@@ -143,13 +143,14 @@ class Player:
             policy_version=-1,
         )
         self.observation = ""
+        self.info: dict[str, Any] = {}
 
     def reset(self) -> None:
         """Load the level and write the first prompt."""
         level, text = self.episode.level, self.env.unwrapped
         with self._foreign():
             observation, info = self.env.reset(seed=level, options={"level": level})
-            self.observation = _text(observation)
+            self.observation, self.info = _text(observation), info
             self.episode.level_id = str(info.get("level_id", self.episode.level_id))
             self.episode.optimal_length = int(info.get("optimal_length") or 0)
             self.episode.category = str(info.get("category", ""))
@@ -215,7 +216,7 @@ class Player:
         before = self.observation
         with self._foreign():
             observation, given, terminated, truncated, info = self.env.step(action)
-            self.observation, reward = _text(observation), _finite(given)
+            self.observation, self.info, reward = _text(observation), info, _finite(given)
             success = info.get("success", reward > 0)
             valid, effective = info.get("valid", True), info.get("effective", self.observation != before)
         episode.reward += reward

@@ -24,6 +24,8 @@ class SFT(AgentModule):
     Args:
         model: folder of a Hugging Face causal language model, a hub id, "nano" or "smollm2".
         from_scratch: start from random weights of the model's configuration.
+        echo_coef: weight of the cross-entropy of observation tokens, those the environment wrote in answer to a reply,
+            as a mean over them; 0 leaves them out. With it, what the world says is learnt beside what to do.
         lr: peak learning rate; linear warm-up over 5 % of the steps, then cosine to zero.
         betas: AdamW's averaging coefficients.
         weight_decay: AdamW's decoupled weight decay.
@@ -44,6 +46,7 @@ class SFT(AgentModule):
         self,
         model: str = "nano",
         from_scratch: bool = False,
+        echo_coef: float = 0.0,
         lr: float = 1e-5,
         betas: tuple[float, float] = (0.9, 0.98),
         weight_decay: float = 0.01,
@@ -58,6 +61,8 @@ class SFT(AgentModule):
         trust_remote_code: bool = False,
     ) -> None:
         super().__init__(max_grad_norm, max_skipped, float("inf"))
+        if echo_coef < 0:
+            raise ValueError(f"echo_coef={echo_coef}: must not be negative")
         if from_scratch and lora:
             raise ValueError("model.from_scratch=True with model.lora: random weights are to be trained, all of them")
         self.save_hyperparameters()
@@ -83,17 +88,27 @@ class SFT(AgentModule):
 
     def training_step(self, batch: Batch, batch_idx: int) -> None:
         """One optimizer step on a batch of demonstrations."""
-        nll = 0.0
-        (count,) = total([float(batch.valid_S.sum())])
+        echo_coef = self.settings.echo_coef
         (micros,) = self.micro_batches(batch)
+        observed = float(sum(len(micro.token_O) for micro in micros)) if echo_coef else 0.0
+        count, observed = total([float(batch.valid_S.sum()), observed])
+        nll = observation_nll = 0.0
         for micro in micros:
-            logprobs_S, _ = self.policy(micro)
-            loss, stats = losses.cross_entropy(logprobs_S, micro.valid_S, count)
+            scored = torch.cat([micro.token_S, micro.token_O]) if echo_coef else micro.token_S
+            logprobs, _ = self.policy(micro, scored)
+            logprobs_S, logprobs_O = logprobs.tensor_split([len(micro.token_S)])
+            loss, _ = losses.cross_entropy(logprobs_S, micro.valid_S, count)
+            nll += float(loss.detach())
+            if echo_coef:
+                echo_loss, _ = losses.cross_entropy(logprobs_O, torch.ones_like(micro.token_O).bool(), max(observed, 1))
+                observation_nll += float(echo_loss.detach())
+                loss = loss + echo_coef * echo_loss
             self.manual_backward(loss)
-            nll += float(stats["nll"])
         self.log_area("stability", self.apply_gradients())
-        (nll,) = total([nll])
+        nll, observation_nll = total([nll, observation_nll])
         self.log("train/nll", nll, on_step=True, on_epoch=False, prog_bar=True)
+        if echo_coef:
+            self.log("train/observation_nll", observation_nll, on_step=True, on_epoch=False)
         self.lr_schedulers().step()  # type: ignore[union-attr]
 
     def on_train_end(self) -> None:

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import gymnasium
+import numpy as np
 import pytest
 from gymnasium.utils.env_checker import check_env
 
@@ -246,6 +247,7 @@ def test_settings_that_there_are_not(monkeypatch: pytest.MonkeyPatch, tmp_path: 
         ("split", "test"): "split='test': use one of train, valid_seen, valid_unseen",
         ("data", "mine"): "data='mine': use one of auto, official, composed",
         ("data", "official"): r"data='official': no games in \$ALFWORLD_DATA/json_2.1.1",
+        ("num_games", 0): "num_games=0: at least 1, or null for all",
         ("task_types", ("pick",)): "task_types='pick': use one of pick_and_place_simple, ",
         ("task_types", "pick"): "task_types='pick': give a list of pick_and_place_simple, ",
         ("max_steps", 0): "history=0, max_steps=0: at least 0 and 1",
@@ -307,7 +309,8 @@ def test_official_games_are_read_where_there_are_any(official: Path) -> None:
     assert done
     assert "put X in/on Y" in env.rules
     env.close()
-    assert ALFWorldEnv(data="composed").num_levels is None
+    assert [ALFWorldEnv(num_games=n).num_levels for n in (None, 1, 9)] == [2, 1, 2]
+    assert [ALFWorldEnv(data="composed", num_games=n).num_levels for n in (None, 3)] == [None, 3]
     assert ALFWorldEnv(task_types=["look_at_obj_in_light"]).num_levels == 1
     with pytest.raises(ValueError, match="holds no game"):
         ALFWorldEnv(split="valid_seen")
@@ -399,4 +402,5 @@ def test_play_by_a_person(
 def test_a_walkthrough_gives_one_command_a_reply(env: ALFWorldEnv) -> None:
     env.reset(options={"level": APPLE})
     first = (env.solution() or [""])[0]
-    assert Walkthrough().follow(env) == f"<think>Next: {first}.</think> <action>{first}</action>"
+    rng = np.random.default_rng(0)
+    assert Walkthrough().follow(env, {}, rng) == f"<think>Next: {first}.</think> <action>{first}</action>"

@@ -22,6 +22,7 @@ import numpy as np
 
 from wmact.commands import CommandParser
 from wmact.data import RolloutData
+from wmact.demonstrations import at_random
 from wmact.endpoint import Messages, OneByOne
 from wmact.engines import Completion, Request
 from wmact.rollout import Limits, Task, play
@@ -113,18 +114,6 @@ class Chooser(OneByOne):
         action = self.choose(self.env, self.env.last_info, self.rng)
         said = "" if action is None else f"<action>{action}</action>"
         return Completion(request.id, self.messages.say("assistant", said), [], stopped=True)
-
-
-def at_random(env: gymnasium.Env[str, str], info: Mapping[str, Any], rng: np.random.Generator) -> str:
-    """Any action there is.
-
-    Raises:
-        ValueError: the environment does not tell which there are.
-    """
-    actions = list(getattr(env.unwrapped, "action_names", ()) or info.get("admissible", ()))
-    if not actions:
-        raise ValueError('--source random: the environment names no actions, nor does info["admissible"]')
-    return str(actions[rng.integers(len(actions))])
 
 
 class Walkthrough:
