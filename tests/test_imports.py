@@ -11,7 +11,7 @@ ROOT = Path(__file__).resolve().parent.parent
 SOURCES = ROOT / "src" / "wmact"
 ENVS = ROOT / "envs" / "wmact_envs"
 ENGINES = {
-    "alfworld_engine.py": {"alfworld", "fast_downward", "textworld"},
+    "alfworld_engine.py": {"alfworld", "fast_downward", "mementos", "textworld"},
     "tau2_engine.py": {"loguru", "tau2"},
 }
 """What other people's engines are imported by, and not before an environment is made."""

@@ -30,9 +30,10 @@ os.environ["ALFWORLD_DATA"] = os.curdir  # which the package would make otherwis
 import fast_downward
 import textworld
 from alfworld.agents.environment.alfred_tw_env import AlfredDemangler
+from mementos import core as mementos
 from textworld.envs import PddlEnv
 from textworld.envs.pddl import logic, textgen
-from textworld.logic import Rule, State
+from textworld.logic import Proposition, Rule, State
 
 IGNORED = "checked"
 """The predicate that looking, examining and listing change, and nothing else depends on."""
@@ -171,6 +172,16 @@ def _replaced(grammar: Any, start: Any) -> list[Any]:
     raise IndexError(f"no rule for {start}")
 
 
+def forget() -> None:
+    """Let go of the propositions of earlier games: textworld would keep each of them, about 0.4 MB a game.
+
+    They are equal by value, so nothing depends on there being one object of each.
+    """
+    kept = mementos._memento_cache
+    for key in [key for key in kept if key[0] is Proposition]:
+        del kept[key]
+
+
 # What a worker does
 
 
@@ -185,12 +196,14 @@ class Engine:
 
     def prepare(self, source: str | tuple[str, int, tuple[str, ...]]) -> bytes:
         """Return a game, that of a file or level (split, number, task types), translated: about 40 kB for `start`."""
+        forget()
         game = games.read_official(Path(source)) if isinstance(source, str) else games.compose(*source)
         translated = self._translator.translate(game.data["pddl_domain"], game.data["pddl_problem"])
         return zlib.compress(pickle.dumps((game, translated)), level=1)
 
     def start(self, prepared: bytes) -> Start:
         """Begin a game."""
+        forget()
         self._game, self._translator.given = pickle.loads(zlib.decompress(prepared))
         assert self._game is not None
         self._env.load(self._game.data)
