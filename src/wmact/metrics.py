@@ -8,20 +8,10 @@ import torch
 from torch import Tensor
 from torchmetrics import Metric
 
+from wmact.statistics import wilson
 from wmact.types import Episode
 
 MOST_HATS = 4  # τ-bench reports pass^1 to pass^4
-Z95 = 1.959964  # two-sided 95 % quantile of the normal distribution
-
-
-def wilson(successes: float, n: float, z: float = Z95) -> tuple[float, float]:
-    """Wilson score interval of a proportion (Wilson 1927); (0, 1) when nothing was observed."""
-    if n == 0:
-        return 0.0, 1.0
-    p = successes / n
-    centre = (p + z * z / (2 * n)) / (1 + z * z / n)
-    half = z / (1 + z * z / n) * math.sqrt(p * (1 - p) / n + z * z / (4 * n * n))
-    return max(0.0, centre - half), min(1.0, centre + half)
 
 
 def pass_at_k(n: int, correct: int, k: int) -> float:
