@@ -24,9 +24,9 @@ from wmact.collate import collate
 from wmact.engines import Engine, EngineFailed, Request, TransformersEngine, VLLMEngine, generate
 from wmact.models import load_tokenizer, resolve_model
 from wmact.module import AgentModule
-from wmact.processes import gather, largest, place, share, stop_all, together, told_to_stop, total
+from wmact.processes import gather, largest, merged, place, share, stop_all, together, told_to_stop, total
 from wmact.rollout import Limits, Task, deadline, play
-from wmact.types import Batch, Episode, Played, RolloutInterrupted, TrainingStopped, Turn
+from wmact.types import Batch, Episode, Mean, Played, RolloutInterrupted, TrainingStopped, Turn
 
 T = TypeVar("T")
 TRAINING, EVALUATION = 0, 1  # mark the random streams, so that those of evaluation are never those of training
@@ -246,14 +246,14 @@ class RolloutData(L.LightningDataModule):
         if state_dict["max_turns"] == self.max_turns:
             self.turn_budget = state_dict["turn_budget"]
 
-    def judge(self, spec: EnvSpec, episodes: list[Episode]) -> dict[str, tuple[float, float]]:
+    def judge(self, spec: EnvSpec, episodes: list[Episode]) -> dict[str, Mean]:
         """Settle what episodes are worth that the environment could not tell, once all of a rollout are played.
 
         Here that is nothing: the environment's rewards stand. Only this process's episodes are given.
 
         Returns:
-            Figure → sum and count of these episodes: of a training batch logged as ``train/<figure>``, of an evaluation
-            as ``eval/world_model/<variant>/<figure>``; the same names on every process.
+            Figure → its part of these episodes: of a training batch logged as ``train/<figure>``, of an evaluation as
+            ``eval/world_model/<variant>/<figure>``, shares with their interval; the same names on every process.
         """
         return {}
 
@@ -286,10 +286,7 @@ class RolloutData(L.LightningDataModule):
         self.performance = {"rollout_seconds": seconds, "tokens_per_second": sampled / seconds}
         with together():
             judged = self.judge(self.env, self.episodes)
-        sums = total([number for figure in judged.values() for number in figure])
-        self.figures = {
-            name: above / below for name, above, below in zip(judged, sums[::2], sums[1::2], strict=True) if below
-        }
+        self.figures = {name: mean.total / mean.count for name, mean in merged(judged).items() if mean.count}
         for episode in self.episodes:
             shaped = rewards.shape(episode, rescale=self.rescale, step_penalty=self.step_penalty)
             for turn, reward in zip(episode.turns, shaped, strict=True):
@@ -323,9 +320,7 @@ class RolloutData(L.LightningDataModule):
         categories = tuple(sorted(set().union(*everywhere)))
         return Played(variant, episodes, self.max_turns, self.turn_budget, how.curve, known, categories)
 
-    def _ask_about_the_world(
-        self, spec: EnvSpec, episodes: list[Episode], levels: Sequence[int]
-    ) -> dict[str, tuple[float, float]]:
+    def _ask_about_the_world(self, spec: EnvSpec, episodes: list[Episode], levels: Sequence[int]) -> dict[str, Mean]:
         env: Any = self._pool(spec, 1)[0].unwrapped
         with together():
             if not hasattr(env, "read_place"):

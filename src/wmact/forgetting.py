@@ -37,6 +37,7 @@ from wmact.commands import CommandParser
 from wmact.models import Policy, load_tokenizer
 from wmact.statistics import Estimate, bootstrap
 from wmact.types import Episode, Turn
+from wmact.view import columns
 
 PASSAGE = 1000  # characters
 TOKENS_AT_ONCE = 4096
@@ -231,19 +232,17 @@ def _estimates(
 
 def table(figures: dict[str, dict[str, Estimate]], change: dict[str, Any] | None) -> str:
     """Everything, a line each."""
-    columns = list(next(iter(figures.values())))
-    rows = [["", *columns]]
+    rows = [["", *next(iter(figures.values()))]]
     for name, row in figures.items():
         style = "{:,.4g} [{:,.4g}, {:,.4g}]" if name == "perplexity" else "{:.3f} [{:.3f}, {:.3f}]"
         signed = "× {:.4f} [{:.4f}, {:.4f}]" if name == "perplexity" else "{:+.3f} [{:+.3f}, {:+.3f}]"
-        rows.append([name, *((signed if column == "change" else style).format(*row[column]) for column in columns)])
+        rows.append([name, *((signed if of == "change" else style).format(*found) for of, found in row.items())])
     if change is not None:
         rows.append(["weights, relative L2", "", "", f"{change['all']:.3g}"])
         rows.append(["weights, unchanged", "", "", f"{change['unchanged']:.3f}"])
         most = sorted(change["kinds"].items(), key=lambda item: -item[1])
         rows += [[f"  {kind}", "", "", f"{value:.3g}"] for kind, value in most]
-    widths = [max(len(row[i]) for row in rows) for i in range(len(columns) + 1)]
-    return "\n".join("  ".join(map(str.ljust, row, widths)).rstrip() for row in rows)
+    return "\n".join(columns(rows))
 
 
 def main(args: Sequence[str]) -> None:

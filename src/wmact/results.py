@@ -29,7 +29,7 @@ Row = dict[str, str]
 FILES = {"runs": "runs.csv", "outcomes": "outcomes.csv.gz", "curves": "curves.csv"}
 KEPT = re.compile(
     r"train/(success|turn_budget|turns_mean|effective_share|actions_mean)|performance/\w+"
-    r"|eval/[^/]+/(single_turn|multi_turn|current_budget|effective_share|actions_mean)|eval/world_model/.+"
+    r"|eval/[^/]+/(single_turn|multi_turn|current_budget|effective_share|actions_mean)|eval/world_model/.+(?<!_low)(?<!_high)"
 )
 """The metrics that curves.csv takes over."""
 

@@ -32,6 +32,12 @@ def wilson(successes: float, n: float, z: float = Z95) -> tuple[float, float]:
     return max(0.0, centre - half), min(1.0, centre + half)
 
 
+def with_interval(name: str, share: float, trials: float) -> dict[str, float]:
+    """A share of so many independent trials as figures: it, and the ends of Wilson's interval as `_low` and `_high`."""
+    low, high = wilson(share * trials, trials)
+    return {name: share, f"{name}_low": low, f"{name}_high": high}
+
+
 def bootstrap(statistic: Callable[[NDArray[np.int64]], float], number: int) -> Estimate:
     """Estimate a statistic of `number` things, given their indices; the interval is by percentiles over resamples."""
     rng = np.random.default_rng(0)

@@ -5,6 +5,7 @@ a bell, reorder a line or end a code block: characters that control a terminal a
 """
 
 import unicodedata
+from collections.abc import Sequence
 from itertools import zip_longest
 
 from wmact.types import Episode, Turn
@@ -68,6 +69,12 @@ def outcome(episode: Episode) -> str:
 def markdown(text: str) -> str:
     """Return ``text`` as a Markdown code block. It is indented, not fenced, so nothing within can end it."""
     return "\n" + "\n".join("    " + line for line in printable(text).split("\n"))
+
+
+def columns(rows: Sequence[Sequence[str]]) -> list[str]:
+    """Rows of a table as lines with aligned columns."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return ["  ".join(map(str.ljust, row, widths)).rstrip() for row in rows]
 
 
 def _indent(text: str) -> str:

@@ -19,7 +19,7 @@ import numpy as np
 
 from wmact import protocol
 from wmact.chat import Chat
-from wmact.types import Episode
+from wmact.types import Episode, Mean
 
 BLOCKED = "(none)"
 RETRACTED = "no"
@@ -212,6 +212,13 @@ RATIOS = {
 all; whether a thought begins where the agent is; simulated moves a thought; claims taken back a claim."""
 
 
-def figures(tally: Tally) -> dict[str, tuple[float, float]]:
-    """Return each figure's numerator and denominator; all of them, so that processes can add theirs."""
-    return {name: (tally[above], tally[below]) for name, (above, below) in RATIOS.items()}
+SHARES = {"question_exact", "question_effect"}
+"""The figures that are shares of independent things: each question is of another level. A thought's claims are not."""
+
+
+def figures(tally: Tally) -> dict[str, Mean]:
+    """Return all figures, those too that nothing was found for, so that processes can add theirs."""
+    return {
+        name: Mean(tally[above], tally[below], tally[below] if name in SHARES else 0)
+        for name, (above, below) in RATIOS.items()
+    }

@@ -35,6 +35,7 @@ from wmact.rwml.nearmiss import GROSS, NEAR_MISSES, Pairs, all_pairs, by_hand
 from wmact.rwml.offline import predict, provenance, read_prediction_data, training_env
 from wmact.rwml.state import as_json, entities, states
 from wmact.rwml.triplets import Triplet, read_triplets
+from wmact.view import columns
 
 THRESHOLDS = (0.02, 0.05, 0.1, 0.15, 0.2, 0.3, 0.4)
 MOST_GROSS = 0.05
@@ -241,12 +242,6 @@ def table(result: dict[str, Any]) -> str:
 def share(value: float) -> str:
     """A share in per cent, – where there is none."""
     return "–" if math.isnan(value) else f"{value:.0%}"
-
-
-def columns(rows: Sequence[Sequence[str]]) -> list[str]:
-    """Rows as lines with aligned columns."""
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    return ["  ".join(map(str.ljust, row, widths)).rstrip() for row in rows]
 
 
 def distance_of(embedder: str) -> Distance:
