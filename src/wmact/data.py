@@ -8,6 +8,7 @@ import importlib.util
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, TypeVar
@@ -286,7 +287,7 @@ class RolloutData(L.LightningDataModule):
         self.performance = {"rollout_seconds": seconds, "tokens_per_second": sampled / seconds}
         with together():
             judged = self.judge(self.env, self.episodes)
-        self.figures = {name: mean.total / mean.count for name, mean in merged(judged).items() if mean.count}
+        self.figures = {name: mean.total / mean.number for name, mean in merged(judged).items() if mean.number}
         for episode in self.episodes:
             shaped = rewards.shape(episode, rescale=self.rescale, step_penalty=self.step_penalty)
             for turn, reward in zip(episode.turns, shaped, strict=True):
@@ -393,6 +394,7 @@ class RolloutData(L.LightningDataModule):
             policy_version=module.global_step,
             progress=bar,
             stop=self._told_to_stop,
+            renew=partial(self._renewed, spec),
         )
         if episodes and all(episode.stop_reason == "context" and not episode.turns for episode in episodes):
             raise too_short(engine, min(len(episode.ids) for episode in episodes))
@@ -412,6 +414,16 @@ class RolloutData(L.LightningDataModule):
         pool = self._pools.setdefault(repr(spec), [])
         pool += [spec.make() for _ in range(size - len(pool))]
         return pool
+
+    def _renewed(self, spec: EnvSpec, broken: gymnasium.Env[str, str]) -> gymnasium.Env[str, str]:
+        """A new environment in the place of one that failed: what it holds, such as a process, may be gone for good."""
+        pool = self._pool(spec, 1)
+        place = pool.index(broken)
+        with suppress(Exception), deadline(self.limits.step_seconds):
+            broken.close()
+        with suppress(Exception), deadline(self.limits.step_seconds):  # else it fails again, and is counted again
+            pool[place] = spec.make()
+        return pool[place]
 
     def _ready_engine(self, module: AgentModule, temperature: float | None = None) -> Engine:
         """The engine, started, with the module's current weights: the first act of every rollout."""
@@ -488,7 +500,7 @@ class RolloutData(L.LightningDataModule):
         return Task(level, sample, int(seed))
 
     def _check_errors(self) -> None:
-        errors = [episode.error.strip().splitlines()[-1] for episode in self.episodes if episode.error]
+        errors = [episode.fault for episode in self.episodes if episode.error]
         (played,) = total([len(self.episodes)])
         found = sum(gather(Counter(errors)), Counter())
         if found.total() > self.max_error_share * played:

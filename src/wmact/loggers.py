@@ -13,6 +13,8 @@ Why Lightning's own loggers do not do:
 import csv
 import io
 import os
+import re
+import shutil
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -40,6 +42,10 @@ LAYOUT: Layout = {
     },
 }
 """The paper's Figure 4 as one chart: single-turn success rises to multi-turn success while L_max falls."""
+
+
+BEGINNINGS = re.compile(r"lock|config\.yaml|events\.out\.tfevents\..+")
+"""Files that are there before anything has come of a run."""
 
 
 def run_folder_of(ckpt_path: str | os.PathLike[str] | None) -> Path | None:
@@ -74,6 +80,12 @@ def open_run_folder(loggers: Iterable[Logger], ckpt_path: str | os.PathLike[str]
     for logger in ours:
         logger.enter(folder, resumed=resumed is not None)
     return folder
+
+
+def discard(folder: Path) -> None:
+    """Remove a run folder that holds no more than every run begins with."""
+    if all(BEGINNINGS.fullmatch(path.name) for path in folder.iterdir()):
+        shutil.rmtree(folder)
 
 
 def run_folder(trainer: Trainer) -> Path | None:

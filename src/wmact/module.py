@@ -237,8 +237,8 @@ class AgentModule(L.LightningModule):
             figures = {f"eval/{variant}/{name}": value for name, value in metrics.compute().items()}
             self.log_dict(figures, sync_dist=True)  # equal on all ranks already; Lightning warns without
         for name, mean in merged(self.world_model).items():
-            if mean.count:
-                name, value = f"eval/world_model/{name}", mean.total / mean.count
+            if mean.number:
+                name, value = f"eval/world_model/{name}", mean.total / mean.number
                 figures = with_interval(name, value, mean.trials) if mean.trials else {name: value}
                 self.log_dict(figures, sync_dist=True)
         self.evaluation, self.world_model = {}, {}

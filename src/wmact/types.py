@@ -85,6 +85,11 @@ class Episode:
         return self.stop_reason == "solved"
 
     @property
+    def fault(self) -> str:
+        """The last line of the error, "" where there is none."""
+        return (self.error or "").strip().rpartition("\n")[2]
+
+    @property
     def actions(self) -> list[Action]:
         """Every action of the episode, in order."""
         return [action for turn in self.turns for action in turn.actions]
@@ -101,13 +106,13 @@ class Episode:
 
 
 class Mean(NamedTuple):
-    """A figure in parts that add up over processes; its value is total / count.
+    """A figure in parts that add up over processes; its value is total / number.
 
     trials: of a share, how many independent things it is of, for its interval; 0 where it is no share.
     """
 
     total: float
-    count: float
+    number: float
     trials: float = 0
 
 
