@@ -87,7 +87,7 @@ class Evaluation:
         samples: episodes a level; with more than one, pass@samples is reported.
         curve: turn budgets at which success is reported. All are read from one rollout with the largest.
         world_model: ask the model about one transition of each level too, and check what its thoughts claim
-            (`world_model.py`). It needs environments of wmact_envs.
+            (`world_model.py`). It needs environments of wmact_envs, and a model that speaks nano's words.
     """
 
     levels: int = 200
@@ -316,12 +316,14 @@ class RolloutData(L.LightningDataModule):
         with together():
             known = self.judge(spec, episodes)
         if how.world_model:
-            known |= self._ask_about_the_world(spec, episodes, mine)
+            known |= self._ask_about_the_world(variant, spec, episodes, mine)
         everywhere = gather({episode.category for episode in episodes} - {""})
         categories = tuple(sorted(set().union(*everywhere)))
         return Played(variant, episodes, self.max_turns, self.turn_budget, how.curve, known, categories)
 
-    def _ask_about_the_world(self, spec: EnvSpec, episodes: list[Episode], levels: Sequence[int]) -> dict[str, Mean]:
+    def _ask_about_the_world(
+        self, variant: str, spec: EnvSpec, episodes: list[Episode], levels: Sequence[int]
+    ) -> dict[str, Mean]:
         env: Any = self._pool(spec, 1)[0].unwrapped
         with together():
             if not hasattr(env, "read_place"):
@@ -336,6 +338,14 @@ class RolloutData(L.LightningDataModule):
             prompts = [world_model.ask(self._chat, question, rules) for question in asked]
         for question, reply in zip(asked, self._restarting(lambda: self._complete(prompts)), strict=True):
             tally += world_model.mark(question, reply)
+        (read,) = total([sum(tally[name] for name in ("question/read", "thought/opened", "thought/claims"))])
+        if not read:
+            rank_zero_only(print)(
+                f"world_model=true, but nothing can be read: {variant!r} has no thought and no answer in the words of "
+                "wmact.world_model; for a model that will not learn them set it to false",
+                flush=True,
+            )
+            tally.clear()
         return world_model.figures(tally)
 
     def _complete(self, prompts: list[list[int]]) -> list[str]:

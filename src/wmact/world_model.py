@@ -6,6 +6,8 @@
   shown the state, its reply is begun for it (``<think> place action``), and it has to say what comes of the action.
   That is the form of the warm start's thoughts, so the question is fair only for models that had it.
 
+Where neither a thought nor a reply says anything of this kind there are no figures at all, and not figures of 0.
+
 A place is written as `TextEnv.place` writes it: pieces in parentheses. "(none)" says that an action changes nothing.
 """
 
@@ -110,7 +112,7 @@ def mark(question: Question, reply: str) -> Tally:
         if not word.startswith("("):
             break
         claimed.append(word)
-    return _judged("question", claimed, question.truth)
+    return _judged("question", claimed, question.truth) + Counter({"question/read": int(bool(claimed))})
 
 
 def read_thoughts(env: Any, episodes: Iterable[Episode]) -> Tally:
