@@ -133,8 +133,11 @@ _PLAY = RolloutData._training_batch
 def test_the_straight_run_trains_something(straight: Straight) -> None:
     """Else the comparisons below would compare nothing."""
     rows = metrics(straight.run)
-    assert [row["step"] for row in rows] == ["0", "1", "2", "3"]
-    assert len({row["stability/entropy"] for row in rows}) == ITERATIONS
+    assert [row["step"] for row in rows] == ["0", "1", "2", "3", "4"]
+    # A row is of one version of the weights: what they score, what they play, what the update finds.
+    assert [bool(row["eval/standard/single_turn"]) for row in rows] == [True, False, True, False, True]
+    assert [bool(row["train/success"]) for row in rows] == [True, True, True, True, False]
+    assert len({row["stability/entropy"] for row in rows[:-1]}) == ITERATIONS
     assert {e["stop_reason"] for e in episodes(straight.run)} >= {"solved"}
     assert float(rows[3]["train/turn_budget"]) < float(rows[0]["train/turn_budget"])
 

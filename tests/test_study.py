@@ -690,7 +690,7 @@ def test_a_study_that_was_stopped_ends_as_if_it_had_not_been(
     assert len(results.outcomes) == 3
     kept = [{k: v for k, v in row.items() if not k.startswith("performance/")} for row in results.curves]
     assert kept == [{k: v for k, v in row.items() if not k.startswith("performance/")} for row in straight.curves]
-    assert [row["step"] for row in kept] == ["0", "1", "2", "3"]
+    assert [row["step"] for row in kept] == ["0", "1", "2", "3", "4"]
     assert sorted(path.name for path in home.glob("version_*")) == ["version_0", "version_1"]  # trained in one place
     (row,) = results.runs
     assert int(row["parameters"]) == sum(p.numel() for p in LlamaForCausalLM.from_pretrained(model).parameters())

@@ -232,16 +232,24 @@ class AgentModule(L.LightningModule):
         self.world_model |= {f"{played.variant}/{name}": mean for name, mean in played.world_model.items()}
 
     def on_validation_epoch_end(self) -> None:
-        """Log `eval/<variant>/<figure>`, and forget the episodes."""
+        """Log `eval/<variant>/<figure>`, and forget the episodes.
+
+        In a fit the step is the number of batches trained on. Lightning's own would be that of the batch before, whose
+        episodes other weights have played, and the start would share it with what came of the first batch.
+        """
+        figures: dict[str, float] = {}
         for variant, metrics in self.evaluation.items():
-            figures = {f"eval/{variant}/{name}": value for name, value in metrics.compute().items()}
-            self.log_dict(figures, sync_dist=True)  # equal on all ranks already; Lightning warns without
+            figures |= {f"eval/{variant}/{name}": value for name, value in metrics.compute().items()}
         for name, mean in merged(self.world_model).items():
             if mean.number:
                 name, value = f"eval/world_model/{name}", mean.total / mean.number
-                figures = with_interval(name, value, mean.trials) if mean.trials else {name: value}
-                self.log_dict(figures, sync_dist=True)
+                figures |= with_interval(name, value, mean.trials) if mean.trials else {name: value}
         self.evaluation, self.world_model = {}, {}
+        fitting = self.trainer.state.fn == "fit" and not self.trainer.sanity_checking
+        self.log_dict(figures, logger=not fitting, sync_dist=True)  # equal on all ranks; Lightning warns without
+        for logger in self.trainer.loggers if fitting else []:
+            logger.log_metrics(figures, self.trainer.fit_loop.total_batch_idx + 1)
+            logger.save()
 
     def test_step(self, played: Played, batch_idx: int, dataloader_idx: int = 0) -> None:
         """Count the episodes of one variant."""

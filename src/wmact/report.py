@@ -140,6 +140,12 @@ class Part:
         """Return what stands in a column of runs.csv."""
         return ", ".join(dict.fromkeys(row[column] for row in self.runs))
 
+    def iterations(self) -> str:
+        """Return how many training iterations the runs had; their last row may be of an evaluation alone."""
+        runs = [rows for of_arm in self.curves.values() for rows in of_arm.values()]
+        trained = {sum(any(name.startswith("train/") for name in row) for row in rows) for rows in runs}
+        return ", ".join(map(str, sorted(trained)))
+
     def paper(self, arm: str, variant: str) -> float | None:
         """Return the paper's success in percent."""
         return self.study.paper.get(arm, {}).get(variant)
@@ -357,9 +363,7 @@ def facts_table(parts: Sequence[Part]) -> list[str]:
         "model": lambda part: part.distinct("model"),
         "parameters": lambda part: ", ".join(dict.fromkeys(f"{int(row['parameters']):,}" for row in part.runs)),
         "seeds": lambda part: ", ".join(map(str, part.study.seeds)),
-        "training iterations": lambda part: ", ".join(
-            sorted({str(len(r)) for c in part.curves.values() for r in c.values()})
-        ),
+        "training iterations": Part.iterations,
         "test levels": lambda part: ", ".join(
             f"{v} {len(next(iter(t.values())).levels):,}" for v, t in part.tests.items()
         ),

@@ -3,7 +3,7 @@
 - ``runs.csv``, a row a finished run: the words it was started with, the model, the machine.
 - ``outcomes.csv.gz``, a row a test episode: `solved_at` is the turn in which it was solved, 0 if it was not; `actions`
   and `effective` count those within the arm's initial turn budget, as the figures of `test` do.
-- ``curves.csv``, a row a training iteration, its columns named as in metrics.csv.
+- ``curves.csv``, a row an iteration and a last one for what came of it, its columns named as in metrics.csv.
 
 Equal results are equal bytes: rows are in the order of arms and seeds, whenever they were added.
 """
