@@ -258,7 +258,7 @@ def _heed_ctrl_c() -> None:
 def started(doors: str, tmp_path: Path, **environment: str) -> subprocess.Popen[str]:
     return subprocess.Popen(
         [sys.executable, "-m", "wmact", "fit", "--config", doors],
-        env=os.environ | {"PYTHONPATH": str(Path(tiny_worlds.__file__).parent)} | environment,
+        env=os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)} | environment,  # whichever checkout is tested
         cwd=tmp_path,
         stdout=subprocess.DEVNULL,
         preexec_fn=_heed_ctrl_c,

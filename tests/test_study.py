@@ -653,8 +653,7 @@ def test_a_study_that_is_under_way_is_left_alone(
 def test_a_study_that_was_stopped_ends_as_if_it_had_not_been(
     tmp_path: Path, tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    helpers = str(Path(tiny_worlds.__file__).parent)
-    monkeypatch.setenv("PYTHONPATH", helpers)
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join(sys.path))  # whichever checkout is tested
     model = tiny_worlds.write_model(tmp_path_factory.mktemp("models") / "doors")
     tiny_worlds.write_settings(tmp_path / "base.yaml", model)
     # The commands by hand, uninterrupted

@@ -19,7 +19,6 @@ The table is printed; all figures are written as JSON to --out. Options that are
 
 import json
 import math
-import os
 import re
 import statistics
 from collections import defaultdict
@@ -30,6 +29,7 @@ from typing import Any
 import numpy as np
 
 from wmact.commands import CommandParser
+from wmact.results import write_whole
 from wmact.rwml.distances import BUNDLED, Distance, Exact, JSONFields, RougeL, SentenceEmbedding, ServedEmbedding
 from wmact.rwml.nearmiss import GROSS, NEAR_MISSES, Pairs, all_pairs, by_hand
 from wmact.rwml.offline import predict, provenance, read_prediction_data, training_env
@@ -326,10 +326,8 @@ def sampled_predictions(data: Any, levels: list[int], samples: int) -> list[tupl
 
 def write_json(path: Path, result: dict[str, Any]) -> None:
     """Write a file, whole or not at all; what is not a number is null."""
-    half = path.with_name(path.name + ".half")
     path.parent.mkdir(parents=True, exist_ok=True)
-    half.write_text(json.dumps(_plain(result), indent=1) + "\n", encoding="utf-8")
-    os.replace(half, path)
+    write_whole(path, (json.dumps(_plain(result), indent=1) + "\n").encode())
 
 
 def _plain(value: Any) -> Any:
