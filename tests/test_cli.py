@@ -384,6 +384,28 @@ def test_a_model_without_a_template_is_given_ours(doors: str, tmp_path: Path) ->
     assert load_tokenizer(str(tmp_path / "out")).chat_template == load_tokenizer(folder, False, "plain").chat_template
 
 
+@pytest.mark.parametrize(
+    "bad",
+    [["--data.env.id", "none:X-v0"], ["--data.engine.max_model_len", "20"], ["--data.val.standard.id", "none:X-v0"]],
+    ids=["environment", "engine", "variant"],
+)
+@pytest.mark.parametrize("command", ["fit", "test"])
+def test_a_run_that_cannot_start_leaves_nothing(
+    command: str, bad: list[str], doors: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    refused(capsys, command, "--config", doors, *bad)
+    assert [*(tmp_path / "runs" / "doors").iterdir()] == []
+
+
+def test_what_came_of_a_run_stays_when_it_fails(doors: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: Any) -> None:
+        raise ValueError("not today")
+
+    monkeypatch.setattr(PPO, "training_step", fail)
+    assert run("fit", "--config", doors) == 2
+    assert "eval/standard/single_turn" in (tmp_path / "runs" / "doors" / "version_0" / "metrics.csv").read_text()
+
+
 def test_a_run_folder_that_cannot_be_written(doors: str, capsys: pytest.CaptureFixture[str]) -> None:
     written("file", "")  # root may write anywhere, but not below a file
     logger = '[{"class_path": "wmact.loggers.CSVMetrics", "init_args": {"save_dir": "file/runs", "name": "x"}}]'

@@ -287,6 +287,27 @@ def test_a_batch_of_nothing_but_errors(model: str, tmp_path: Path, monkeypatch: 
         run.fit()
 
 
+def test_an_environment_that_broke_is_made_anew(model: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As one whose process is gone, it would fail at every reset from then on, always the first to be free again."""
+    broken: list[Any] = []
+    act, reset = tiny_worlds.Doors._act, tiny_worlds.Doors.reset
+
+    def break_once(env: Any, action: str) -> float:
+        broken[:] = broken or [env]
+        require_whole(env)
+        return act(env, action)
+
+    def require_whole(env: Any, **options: Any) -> Any:
+        if env in broken:
+            raise ConnectionError("gone")
+        return reset(env, **options) if options else None
+
+    monkeypatch.setattr(tiny_worlds.Doors, "_act", break_once)
+    monkeypatch.setattr(tiny_worlds.Doors, "reset", require_whole)
+    run = Run(model, tmp_path, groups=4, samples=4, concurrency=2, max_error_share=1.0).fit()
+    assert [episode.fault for episode in run.episodes[0] if episode.error] == ["ConnectionError: gone"]
+
+
 # Evaluation
 
 
@@ -309,6 +330,18 @@ def test_evaluation_plays_as_long_as_any_figure_needs(
     assert budgets == [played, played]
     assert run.trainer.callback_metrics["eval/two/episodes"] == 8
     assert run.data.cursor == 0  # no level of training is used up
+
+
+def test_a_model_of_other_words_is_told_of_once_and_has_no_figures(
+    model: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """This one says `<action> up </action>` whatever is asked: it has no thoughts, and answers no question."""
+    how = Evaluation(levels=3, curve=(1,), world_model=True)
+    run = Run(model, tmp_path, test={"standard": Variant()}, testing=how)
+    run.trainer.test(run.module, datamodule=run.data, verbose=False)
+    assert capsys.readouterr().out.count("nothing can be read: 'standard' has no thought and no answer") == 1
+    assert "eval/standard/single_turn" in run.trainer.callback_metrics
+    assert not [name for name in run.trainer.callback_metrics if name.startswith("eval/world_model")]
 
 
 def test_evaluation_repeats_itself(model: str, tmp_path: Path) -> None:

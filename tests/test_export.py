@@ -214,7 +214,7 @@ def test_the_card_has_the_numbers_of_the_run(copy: Run) -> None:
         "tags": ["wmact", "reinforcement-learning", "text-game-agent"],
     }
     last = [row for row in metrics(copy.folder) if row["eval/standard/single_turn"]][-1]
-    assert (last["step"], figures(last) != figures(tested)) == ("1", True)
+    assert (last["step"], figures(last) != figures(tested)) == ("2", True)
     before, training = text.split("Last evaluation during the training (these weights):\n")
     assert "Test of these weights:\n" in before
     assert figures(tested) in before
@@ -243,12 +243,12 @@ def test_the_card_has_the_numbers_of_the_run(copy: Run) -> None:
 @pytest.mark.parametrize(
     ("batches", "step", "whose"),
     [
-        (20, 19, "these weights"),
-        (15, 9, "not these weights, but those after 10 of 15 steps"),
-        (10, 9, "these weights"),
-        (9, 0, "not these weights, but those after 0 of 9 steps"),  # row 0 is of the start and of iteration 1
+        (20, 20, "these weights"),
+        (15, 10, "not these weights, but those after 10 of 15 steps"),
+        (10, 10, "these weights"),
+        (9, 0, "not these weights, but those after 0 of 9 steps"),
         (1, 0, "not these weights, but those after 0 of 1 steps"),
-        (40, 29, "not these weights, but those after 30 of 40 steps"),  # evaluated every 10, killed before the last
+        (40, 30, "not these weights, but those after 30 of 40 steps"),  # evaluated every 10, killed before the last
     ],
 )
 def test_the_card_says_whose_figures_they_are(batches: int, step: int, whose: str, tmp_path: Path) -> None:
@@ -256,12 +256,12 @@ def test_the_card_says_whose_figures_they_are(batches: int, step: int, whose: st
     lines = [
         ",".join(["step", *(f"eval/standard/{name}" for name in names), "eval/world_model/standard/thought_exact"])
     ]
-    for row in (0, 9, 19, 29):
+    for row in (0, 10, 20, 30):
         lines += [f"{row},200,0.{row:02},0.1,0.2,0.5,0.4,0.6,0.9", f"{row + 1}" + "," * 8]
     (tmp_path / "metrics.csv").write_text("\n".join(lines) + "\n")
     env = {"id": "wmact_envs:wmact/Maze-v0", "kwargs": {"layout": "cells"}}
     data = {"max_turns": 6, "env": env, "val": {"standard": {"kwargs": {"split": "val"}}}}
-    config = {"data": {"init_args": data}, "trainer": {"check_val_every_n_epoch": 10}}
+    config = {"data": {"init_args": data}}
     checkpoint = {"loops": {"fit_loop": {"epoch_loop.state_dict": {"_batches_that_stepped": batches}}}}
     told = card.evaluations(Exported("agent", config, checkpoint, tmp_path, None, 1, "float32"))
     figures = f"200 | 0.{step:02}0 [0.100, 0.200] | 0.500 [0.400, 0.600]"

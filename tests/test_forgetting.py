@@ -14,7 +14,6 @@ from wmact import forgetting
 from wmact.forgetting import (
     Question,
     Scored,
-    bootstrap,
     compare,
     log_probabilities,
     parameter_change,
@@ -98,13 +97,6 @@ def test_perplexity_and_accuracy_by_hand() -> None:
     assert [figures["accuracy/capital"][of].value for of in ("model", "start", "change")] == [0.75, 0.25, 0.5]
     assert compare(model, None).keys() == figures.keys()
     assert compare(model, model)["perplexity"]["change"] == (1, 1, 1)
-
-
-def test_the_interval_of_a_mean() -> None:
-    """Of 400 ones and zeros, half each: 0.5 ± 1.96 · √(0.25/400) = 0.5 ± 0.049."""
-    values = np.arange(400) % 2
-    figure = bootstrap(lambda chosen: float(values[chosen].mean()), 400)
-    assert figure == pytest.approx((0.5, 0.451, 0.549), abs=0.006)
 
 
 def test_change_of_weights_by_hand() -> None:

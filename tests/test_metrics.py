@@ -7,28 +7,9 @@ from typing import Any
 import pytest
 import torch
 
-from wmact.metrics import EpisodeMetrics, pass_at_k, pass_hat_k, wilson
+from wmact.metrics import EpisodeMetrics, pass_at_k, pass_hat_k
+from wmact.statistics import wilson
 from wmact.types import Action, ActionKind, Episode, StopReason, Turn
-
-
-@pytest.mark.parametrize(
-    ("successes", "n", "low", "high"),
-    [
-        # z² = 3.84146. Of 5 in 10: centre 0.5, half 1.959964/(1 + 0.384146) · √(0.025 + 0.0096036) = 0.263407
-        (5, 10, 0.236593, 0.763407),
-        # of 0 in 10: the lower end is 0 and the upper z²/(n + z²) = 3.841459/13.841459
-        (0, 10, 0.0, 0.277533),
-        (10, 10, 0.722467, 1.0),  # its mirror image
-        (81, 263, 0.255289, 0.366210),  # Newcombe (1998), table I: 0.2553 to 0.3662
-        (1, 29, 0.006113, 0.171757),  # likewise: 0.0061 to 0.1718
-    ],
-)
-def test_wilson(successes: int, n: int, low: float, high: float) -> None:
-    assert wilson(successes, n) == pytest.approx((low, high), abs=2e-6)
-
-
-def test_wilson_of_nothing() -> None:
-    assert wilson(0, 0) == (0.0, 1.0)
 
 
 @pytest.mark.parametrize(

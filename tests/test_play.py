@@ -97,7 +97,7 @@ observation:
   goal left
 reply (valid, 4 tokens):
   <action> up </action>
-actions: up → blocked
+actions: up → no effect
 reward: 0
 ── turn 2 of 5 ──
 observation:
@@ -155,10 +155,19 @@ def test_a_model_plays_in_this_process(model: str, capsys: pytest.CaptureFixture
     assert capsys.readouterr().out in told  # the same seed, the same episode
 
 
-def test_a_fault_of_the_environment_is_told(model: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_fault_of_the_environment_is_one_line(
+    model: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    words = [model, *DOORS, "--env.kwargs", '{"fault": 3}']
     with serving(Stub(vllm_like(*TWO))) as stub:
-        assert run(model, *DOORS, "--env.kwargs", '{"fault": 3}', "--url", stub.url) == 1
-    assert capsys.readouterr().out.endswith("RuntimeError: hinge 1 is stuck\n  \n")
+        assert run(*words, "--url", stub.url) == 2
+        told = capsys.readouterr()
+        assert told.out.endswith("reply (valid, 4 tokens):\n  <action> up </action>\nactions: none\nreward: 0\n")
+        assert told.err == "wmact: tiny_worlds:tiny/Doors-v0 failed: RuntimeError: hinge 1 is stuck\n"
+        monkeypatch.setenv("WMACT_DEBUG", "1")
+        with pytest.raises(ValueError, match="hinge 1 is stuck") as error:
+            run(*words, "--url", stub.url)
+    assert "in _act" in str(error.value.__cause__)
 
 
 def test_a_server_cannot_control_the_terminal(capsys: pytest.CaptureFixture[str]) -> None:
@@ -267,7 +276,7 @@ def test_a_person_plays(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.
     told = capsys.readouterr().out
     rules = "Four doors. The observation names the one that opens.\nActions: up, down, left, right\n"
     assert told.startswith(rules + "tiny/Doors-v0 level 1")
-    assert "actions: up → blocked\n" in told
+    assert "actions: up → no effect\n" in told
     assert told.endswith("solved: reward 1, scaled 0.5, 1 of 2 actions effective, optimal 1\n")
 
 

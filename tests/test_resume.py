@@ -133,8 +133,11 @@ _PLAY = RolloutData._training_batch
 def test_the_straight_run_trains_something(straight: Straight) -> None:
     """Else the comparisons below would compare nothing."""
     rows = metrics(straight.run)
-    assert [row["step"] for row in rows] == ["0", "1", "2", "3"]
-    assert len({row["stability/entropy"] for row in rows}) == ITERATIONS
+    assert [row["step"] for row in rows] == ["0", "1", "2", "3", "4"]
+    # A row is of one version of the weights: what they score, what they play, what the update finds.
+    assert [bool(row["eval/standard/single_turn"]) for row in rows] == [True, False, True, False, True]
+    assert [bool(row["train/success"]) for row in rows] == [True, True, True, True, False]
+    assert len({row["stability/entropy"] for row in rows[:-1]}) == ITERATIONS
     assert {e["stop_reason"] for e in episodes(straight.run)} >= {"solved"}
     assert float(rows[3]["train/turn_budget"]) < float(rows[0]["train/turn_budget"])
 
@@ -255,7 +258,7 @@ def _heed_ctrl_c() -> None:
 def started(doors: str, tmp_path: Path, **environment: str) -> subprocess.Popen[str]:
     return subprocess.Popen(
         [sys.executable, "-m", "wmact", "fit", "--config", doors],
-        env=os.environ | {"PYTHONPATH": str(Path(tiny_worlds.__file__).parent)} | environment,
+        env=os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)} | environment,  # whichever checkout is tested
         cwd=tmp_path,
         stdout=subprocess.DEVNULL,
         preexec_fn=_heed_ctrl_c,

@@ -25,7 +25,7 @@ def test_transcript() -> None:
         "── turn 1 of 2 ──\n"
         "observation:\n  #.#\n  #@#\n"
         "reply (valid, 4 tokens):\n  <action>up, up</action>\n"
-        "actions: up → effective, up → blocked\n"
+        "actions: up → effective, up → no effect\n"
         "reward: 0.5\n"
         "── turn 2 of 2 ──\n"
         "observation:\n  <action>up, up</action>\n"

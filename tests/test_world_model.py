@@ -153,6 +153,7 @@ def test_marks(reply: str, exact: int, effect: int, pieces_right: int) -> None:
 def test_figures() -> None:
     tally = Counter({"question/claims": 4, "question/exact": 3, "thought/thoughts": 2, "thought/claims": 7})
     figures = world_model.figures(tally)
-    assert figures["question_exact"] == (3, 4)
-    assert figures["thought_moves"] == (7, 2)
-    assert figures["thought_opening"] == (0, 0)
+    assert figures["question_exact"] == (3, 4, 4)
+    assert figures["thought_exact"] == (0, 7, 0)  # claims of one thought are not independent: no interval
+    assert figures["thought_moves"] == (7, 2, 0)
+    assert figures["thought_opening"] == (0, 0, 0)

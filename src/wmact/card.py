@@ -172,20 +172,17 @@ def batches(checkpoint: Mapping[str, Any]) -> int:
 def evaluations(exported: Exported) -> str:
     """Tell the last evaluation of the training, and that of a test, each in a table."""
     steps = batches(exported.checkpoint)
-    rows = {step: row for step, row in evaluated(exported.run).items() if step < steps}
+    rows = {step: row for step, row in evaluated(exported.run).items() if step <= steps}
     parts = []
     if exported.test:
         folder, config = exported.test
         tested = list(evaluated(folder).values())[-1]
         parts.append("Test of these weights:\n\n" + _table(tested, config["data"]["init_args"], "test"))
     if rows:
-        step = max(rows)
-        # The row of step 0 is of the start weights too, if nothing was evaluated after the first iteration.
-        every = exported.config["trainer"].get("check_val_every_n_epoch")
-        done = step + 1 if step or (steps == 1 and every == 1) else 0
+        done = max(rows)
         whose = "these weights" if done == steps else f"not these weights, but those after {done:,} of {steps:,} steps"
         lead = f"Last evaluation during the training ({whose}):\n\n"
-        parts.append(lead + _table(rows[step], exported.config["data"]["init_args"], "val"))
+        parts.append(lead + _table(rows[done], exported.config["data"]["init_args"], "val"))
     return "\n\n".join(parts) or "None was recorded."
 
 

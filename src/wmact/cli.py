@@ -34,7 +34,7 @@ from wmact.callbacks.progress import eval_table
 from wmact.checkpoints import AtomicCheckpointIO, check_checkpoint, lock
 from wmact.commands import COMMANDS, HELP
 from wmact.data import RolloutData
-from wmact.loggers import open_run_folder, run_folder_of
+from wmact.loggers import discard, open_run_folder, run_folder_of
 from wmact.module import AgentModule
 from wmact.processes import place, require_same, tells
 from wmact.strategies import Signals, check_precision, check_strategy, end_others_at_exit
@@ -116,6 +116,15 @@ class CLI(LightningCLI):
             # Two runs in one folder would cut each other's episodes off.
             self.lock = lock(self.folder) if self.subcommand == "fit" else None
             print(f"run folder {self.folder}", flush=True)
+
+    def _run_subcommand(self, subcommand: str) -> None:
+        """Run it. If nothing comes of it, its run folder goes again, and its number is free."""
+        try:
+            super()._run_subcommand(subcommand)
+        except BaseException:
+            if self.folder and self.trainer.is_global_zero and not self.trainer.callback_metrics:
+                discard(self.folder)
+            raise
 
     def fit(self, model: LightningModule, **kwargs: Any) -> None:
         """Train; what ends it early is told how to go on."""

@@ -8,6 +8,7 @@ import importlib.util
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, TypeVar
@@ -24,9 +25,9 @@ from wmact.collate import collate
 from wmact.engines import Engine, EngineFailed, Request, TransformersEngine, VLLMEngine, generate
 from wmact.models import load_tokenizer, resolve_model
 from wmact.module import AgentModule
-from wmact.processes import gather, largest, place, share, stop_all, together, told_to_stop, total
+from wmact.processes import gather, largest, merged, place, share, stop_all, together, told_to_stop, total
 from wmact.rollout import Limits, Task, deadline, play
-from wmact.types import Batch, Episode, Played, RolloutInterrupted, TrainingStopped, Turn
+from wmact.types import Batch, Episode, Mean, Played, RolloutInterrupted, TrainingStopped, Turn
 
 T = TypeVar("T")
 TRAINING, EVALUATION = 0, 1  # mark the random streams, so that those of evaluation are never those of training
@@ -86,7 +87,7 @@ class Evaluation:
         samples: episodes a level; with more than one, pass@samples is reported.
         curve: turn budgets at which success is reported. All are read from one rollout with the largest.
         world_model: ask the model about one transition of each level too, and check what its thoughts claim
-            (`world_model.py`). It needs environments of wmact_envs.
+            (`world_model.py`). It needs environments of wmact_envs, and a model that speaks nano's words.
     """
 
     levels: int = 200
@@ -246,14 +247,14 @@ class RolloutData(L.LightningDataModule):
         if state_dict["max_turns"] == self.max_turns:
             self.turn_budget = state_dict["turn_budget"]
 
-    def judge(self, spec: EnvSpec, episodes: list[Episode]) -> dict[str, tuple[float, float]]:
+    def judge(self, spec: EnvSpec, episodes: list[Episode]) -> dict[str, Mean]:
         """Settle what episodes are worth that the environment could not tell, once all of a rollout are played.
 
         Here that is nothing: the environment's rewards stand. Only this process's episodes are given.
 
         Returns:
-            Figure → sum and count of these episodes: of a training batch logged as ``train/<figure>``, of an evaluation
-            as ``eval/world_model/<variant>/<figure>``; the same names on every process.
+            Figure → its part of these episodes: of a training batch logged as ``train/<figure>``, of an evaluation as
+            ``eval/world_model/<variant>/<figure>``, shares with their interval; the same names on every process.
         """
         return {}
 
@@ -286,10 +287,7 @@ class RolloutData(L.LightningDataModule):
         self.performance = {"rollout_seconds": seconds, "tokens_per_second": sampled / seconds}
         with together():
             judged = self.judge(self.env, self.episodes)
-        sums = total([number for figure in judged.values() for number in figure])
-        self.figures = {
-            name: above / below for name, above, below in zip(judged, sums[::2], sums[1::2], strict=True) if below
-        }
+        self.figures = {name: mean.total / mean.number for name, mean in merged(judged).items() if mean.number}
         for episode in self.episodes:
             shaped = rewards.shape(episode, rescale=self.rescale, step_penalty=self.step_penalty)
             for turn, reward in zip(episode.turns, shaped, strict=True):
@@ -318,14 +316,14 @@ class RolloutData(L.LightningDataModule):
         with together():
             known = self.judge(spec, episodes)
         if how.world_model:
-            known |= self._ask_about_the_world(spec, episodes, mine)
+            known |= self._ask_about_the_world(variant, spec, episodes, mine)
         everywhere = gather({episode.category for episode in episodes} - {""})
         categories = tuple(sorted(set().union(*everywhere)))
         return Played(variant, episodes, self.max_turns, self.turn_budget, how.curve, known, categories)
 
     def _ask_about_the_world(
-        self, spec: EnvSpec, episodes: list[Episode], levels: Sequence[int]
-    ) -> dict[str, tuple[float, float]]:
+        self, variant: str, spec: EnvSpec, episodes: list[Episode], levels: Sequence[int]
+    ) -> dict[str, Mean]:
         env: Any = self._pool(spec, 1)[0].unwrapped
         with together():
             if not hasattr(env, "read_place"):
@@ -340,6 +338,14 @@ class RolloutData(L.LightningDataModule):
             prompts = [world_model.ask(self._chat, question, rules) for question in asked]
         for question, reply in zip(asked, self._restarting(lambda: self._complete(prompts)), strict=True):
             tally += world_model.mark(question, reply)
+        (read,) = total([sum(tally[name] for name in ("question/read", "thought/opened", "thought/claims"))])
+        if not read:
+            rank_zero_only(print)(
+                f"world_model=true, but nothing can be read: {variant!r} has no thought and no answer in the words of "
+                "wmact.world_model; for a model that will not learn them set it to false",
+                flush=True,
+            )
+            tally.clear()
         return world_model.figures(tally)
 
     def _complete(self, prompts: list[list[int]]) -> list[str]:
@@ -398,6 +404,7 @@ class RolloutData(L.LightningDataModule):
             policy_version=module.global_step,
             progress=bar,
             stop=self._told_to_stop,
+            renew=partial(self._renewed, spec),
         )
         if episodes and all(episode.stop_reason == "context" and not episode.turns for episode in episodes):
             raise too_short(engine, min(len(episode.ids) for episode in episodes))
@@ -417,6 +424,16 @@ class RolloutData(L.LightningDataModule):
         pool = self._pools.setdefault(repr(spec), [])
         pool += [spec.make() for _ in range(size - len(pool))]
         return pool
+
+    def _renewed(self, spec: EnvSpec, broken: gymnasium.Env[str, str]) -> gymnasium.Env[str, str]:
+        """A new environment in the place of one that failed: what it holds, such as a process, may be gone for good."""
+        pool = self._pool(spec, 1)
+        place = pool.index(broken)
+        with suppress(Exception), deadline(self.limits.step_seconds):
+            broken.close()
+        with suppress(Exception), deadline(self.limits.step_seconds):  # else it fails again, and is counted again
+            pool[place] = spec.make()
+        return pool[place]
 
     def _ready_engine(self, module: AgentModule, temperature: float | None = None) -> Engine:
         """The engine, started, with the module's current weights: the first act of every rollout."""
@@ -493,7 +510,7 @@ class RolloutData(L.LightningDataModule):
         return Task(level, sample, int(seed))
 
     def _check_errors(self) -> None:
-        errors = [episode.error.strip().splitlines()[-1] for episode in self.episodes if episode.error]
+        errors = [episode.fault for episode in self.episodes if episode.error]
         (played,) = total([len(self.episodes)])
         found = sum(gather(Counter(errors)), Counter())
         if found.total() > self.max_error_share * played:

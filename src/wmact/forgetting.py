@@ -11,12 +11,14 @@ has lost its general knowledge from one that has not, and are no benchmark to co
 Intervals are 95 % by bootstrap over passages and questions; with --start both models are resampled together.
 """
 
+import functools
 import hashlib
 import importlib.metadata
 import importlib.util
 import itertools
 import json
 import math
+import operator
 import platform
 import re
 from collections import defaultdict
@@ -33,11 +35,12 @@ from transformers import PreTrainedTokenizerBase
 from wmact.collate import collate
 from wmact.commands import CommandParser
 from wmact.models import Policy, load_tokenizer
+from wmact.statistics import Estimate, bootstrap
 from wmact.types import Episode, Turn
+from wmact.view import columns
 
 PASSAGE = 1000  # characters
 TOKENS_AT_ONCE = 4096
-RESAMPLES = 2000
 INSTALL = "pip install -e '.[forgetting]'"
 
 
@@ -194,76 +197,52 @@ def parameter_change(model: dict[str, Tensor], start: dict[str, Tensor]) -> dict
 # Figures
 
 
-class Figure(NamedTuple):
-    """A figure and its 95 % interval."""
-
-    value: float
-    low: float
-    high: float
-
-
-def bootstrap(statistic: Callable[[np.ndarray], float], number: int, seed: int = 0) -> Figure:
-    """A statistic of `number` things, given their indices; the interval is by percentiles over resamples of them."""
-    draw = np.random.default_rng(seed)
-    resampled = [statistic(draw.integers(number, size=number)) for _ in range(RESAMPLES)]
-    low, high = np.percentile(resampled, [2.5, 97.5])
-    return Figure(float(statistic(np.arange(number))), float(low), float(high))
-
-
-def perplexity(scored: Scored) -> Callable[[np.ndarray], float]:
+def perplexity(scored: Scored, chosen: np.ndarray) -> float:
     """The perplexity of some passages, all their tokens together."""
-    return lambda chosen: math.exp(scored.nll[chosen].sum() / scored.tokens[chosen].sum())
+    return math.exp(scored.nll[chosen].sum() / scored.tokens[chosen].sum())
 
 
-def accuracy(scored: Scored, kind: str) -> Callable[[np.ndarray], float]:
-    """The share of some questions that was answered rightly."""
-    return lambda chosen: float(scored.correct[kind][chosen].mean())
+def accuracy(kind: str, scored: Scored, chosen: np.ndarray) -> float:
+    """The share of some questions of a kind that was answered rightly."""
+    return float(scored.correct[kind][chosen].mean())
 
 
-def difference(
-    after: Callable[[np.ndarray], float], before: Callable[[np.ndarray], float]
-) -> Callable[[np.ndarray], float]:
-    """One statistic less another, of the same things."""
-    return lambda chosen: after(chosen) - before(chosen)
-
-
-def compare(scored: Scored, start: Scored | None) -> dict[str, dict[str, Figure]]:
+def compare(scored: Scored, start: Scored | None) -> dict[str, dict[str, Estimate]]:
     """Figure → of the model; with a start also of that, and the change: a ratio of perplexities, or a difference."""
-    number = len(scored.nll)
-    ours = perplexity(scored)
-    figures = {"perplexity": {"model": bootstrap(ours, number)}}
-    if start is not None:
-        before = perplexity(start)
-        figures["perplexity"] |= {
-            "start": bootstrap(before, number),
-            "change": bootstrap(lambda chosen: ours(chosen) / before(chosen), number),
-        }
+    figures = {"perplexity": _estimates(perplexity, operator.truediv, len(scored.nll), scored, start)}
     for kind, correct in scored.correct.items():
-        right = accuracy(scored, kind)
-        row = {"model": bootstrap(right, len(correct))}
-        if start is not None:
-            was = accuracy(start, kind)
-            row["start"] = bootstrap(was, len(correct))
-            row["change"] = bootstrap(difference(right, was), len(correct))
-        figures[f"accuracy/{kind}"] = row
+        right = functools.partial(accuracy, kind)
+        figures[f"accuracy/{kind}"] = _estimates(right, operator.sub, len(correct), scored, start)
     return figures
 
 
-def table(figures: dict[str, dict[str, Figure]], change: dict[str, Any] | None) -> str:
+def _estimates(
+    figure: Callable[[Scored, np.ndarray], float],
+    change: Callable[[float, float], float],
+    number: int,
+    scored: Scored,
+    start: Scored | None,
+) -> dict[str, Estimate]:
+    found = {"model": bootstrap(lambda chosen: figure(scored, chosen), number)}
+    if start is not None:
+        found["start"] = bootstrap(lambda chosen: figure(start, chosen), number)
+        found["change"] = bootstrap(lambda chosen: change(figure(scored, chosen), figure(start, chosen)), number)
+    return found
+
+
+def table(figures: dict[str, dict[str, Estimate]], change: dict[str, Any] | None) -> str:
     """Everything, a line each."""
-    columns = list(next(iter(figures.values())))
-    rows = [["", *columns]]
+    rows = [["", *next(iter(figures.values()))]]
     for name, row in figures.items():
         style = "{:,.4g} [{:,.4g}, {:,.4g}]" if name == "perplexity" else "{:.3f} [{:.3f}, {:.3f}]"
         signed = "× {:.4f} [{:.4f}, {:.4f}]" if name == "perplexity" else "{:+.3f} [{:+.3f}, {:+.3f}]"
-        rows.append([name, *((signed if column == "change" else style).format(*row[column]) for column in columns)])
+        rows.append([name, *((signed if of == "change" else style).format(*found) for of, found in row.items())])
     if change is not None:
         rows.append(["weights, relative L2", "", "", f"{change['all']:.3g}"])
         rows.append(["weights, unchanged", "", "", f"{change['unchanged']:.3f}"])
         most = sorted(change["kinds"].items(), key=lambda item: -item[1])
         rows += [[f"  {kind}", "", "", f"{value:.3g}"] for kind, value in most]
-    widths = [max(len(row[i]) for row in rows) for i in range(len(columns) + 1)]
-    return "\n".join("  ".join(map(str.ljust, row, widths)).rstrip() for row in rows)
+    return "\n".join(columns(rows))
 
 
 def main(args: Sequence[str]) -> None:

@@ -5,7 +5,7 @@ Why Lightning's own loggers do not do:
   third; and two runs started together share one. `open_run_folder` takes one folder for all, once.
 - ``CSVLogger`` deletes metrics.csv when it opens a folder that has one. `CSVMetrics` goes on where the file ended.
 - Points after the checkpoint are drawn twice by a resumed run. Both loggers drop them at the first step they log again
-  (not when they open: until then nothing has replaced them).
+  (not when they open: until then nothing has replaced them), but for the evaluation of the weights that go on.
 - Each writes hparams.yaml, with every value resolved. config.yaml has the configuration; a second copy is only a
   second place where a secret may end up. Neither is written here.
 """
@@ -13,7 +13,9 @@ Why Lightning's own loggers do not do:
 import csv
 import io
 import os
-from collections.abc import Iterable
+import re
+import shutil
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +42,10 @@ LAYOUT: Layout = {
     },
 }
 """The paper's Figure 4 as one chart: single-turn success rises to multi-turn success while L_max falls."""
+
+
+BEGINNINGS = re.compile(r"lock|config\.yaml|events\.out\.tfevents\..+")
+"""Files that are there before anything has come of a run."""
 
 
 def run_folder_of(ckpt_path: str | os.PathLike[str] | None) -> Path | None:
@@ -74,6 +80,12 @@ def open_run_folder(loggers: Iterable[Logger], ckpt_path: str | os.PathLike[str]
     for logger in ours:
         logger.enter(folder, resumed=resumed is not None)
     return folder
+
+
+def discard(folder: Path) -> None:
+    """Remove a run folder that holds no more than every run begins with."""
+    if all(BEGINNINGS.fullmatch(path.name) for path in folder.iterdir()):
+        shutil.rmtree(folder)
 
 
 def run_folder(trainer: Trainer) -> Path | None:
@@ -125,10 +137,12 @@ class CSVMetrics(CSVLogger):
 
     @rank_zero_only
     def log_metrics(self, metrics: dict[str, Any], step: int | None = None) -> None:  # type: ignore[override]
-        """Merge ``metrics`` into the row of ``step``. The first call after a resume drops the rows from its step on."""
+        """Merge ``metrics`` into the row of ``step``. The first call after a resume drops what comes again."""
         step = max(self._rows, default=-1) + 1 if step is None else step
         if self._resumed:
+            evaluated = evaluation(self._rows, step)
             self._rows = {old: row for old, row in self._rows.items() if old < step}
+            self._rows |= {step: {"step": str(step)} | evaluated} if evaluated else {}
             self._resumed = False
             self._lay_out()
         row = self._rows.setdefault(step, {"step": str(step)})
@@ -181,11 +195,13 @@ class TensorBoard(TensorBoardLogger):
         super().__init__(save_dir, _checked(name), version, default_hp_metric=False)
         self._layout = LAYOUT if layout is None else layout
         self._begun = False
+        self._rows: dict[int, dict[str, str]] = {}  # of metrics.csv, in a resumed run
 
     def enter(self, folder: Path, *, resumed: bool) -> None:
         """Write into ``folder`` from now on; points of a resumed run take the place of those it logs again."""
         self._root_dir = str(folder.parent.parent)
         self._name, self._version = folder.parent.name, folder.name
+        self._rows = read_metrics(folder / "metrics.csv") if resumed else {}
 
     @property
     @rank_zero_experiment
@@ -232,6 +248,8 @@ class TensorBoard(TensorBoardLogger):
             start = Event(step=step, session_log=SessionLog(status=SessionLog.START))
             self.experiment._get_file_writer().add_event(start)
             self._begun = True
+            for name, value in evaluation(self._rows, step).items():
+                self.experiment.add_scalar(name, float(value), step)
 
 
 def read_metrics(path: Path) -> dict[int, dict[str, str]]:
@@ -240,6 +258,11 @@ def read_metrics(path: Path) -> dict[int, dict[str, str]]:
         return {}
     with path.open(encoding="utf-8", newline="") as file:
         return {int(row["step"]): {k: v for k, v in row.items() if v} for row in csv.DictReader(file)}
+
+
+def evaluation(rows: Mapping[int, Mapping[str, str]], step: int) -> dict[str, str]:
+    """What the row of a step tells of the weights that it began with: a run that goes on from there keeps it."""
+    return {name: value for name, value in rows.get(step, {}).items() if name.startswith("eval/")}
 
 
 def _csv_line(cells: Iterable[str]) -> str:

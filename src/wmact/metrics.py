@@ -8,20 +8,10 @@ import torch
 from torch import Tensor
 from torchmetrics import Metric
 
+from wmact.statistics import with_interval
 from wmact.types import Episode
 
 MOST_HATS = 4  # τ-bench reports pass^1 to pass^4
-Z95 = 1.959964  # two-sided 95 % quantile of the normal distribution
-
-
-def wilson(successes: float, n: float, z: float = Z95) -> tuple[float, float]:
-    """Wilson score interval of a proportion (Wilson 1927); (0, 1) when nothing was observed."""
-    if n == 0:
-        return 0.0, 1.0
-    p = successes / n
-    centre = (p + z * z / (2 * n)) / (1 + z * z / n)
-    half = z / (1 + z * z / n) * math.sqrt(p * (1 - p) / n + z * z / (4 * n * n))
-    return max(0.0, centre - half), min(1.0, centre + half)
 
 
 def pass_at_k(n: int, correct: int, k: int) -> float:
@@ -124,14 +114,11 @@ class EpisodeMetrics(Metric):
             return figures
         budgets = {"single_turn": 1, "multi_turn": self.max_turns, "current_budget": self.turn_budget}
         for name, budget in budgets.items():
-            rate = within[min(budget, len(within) - 1)] / n
-            low, high = wilson(rate * levels, levels)
-            figures |= {name: rate, f"{name}_low": low, f"{name}_high": high}
+            figures |= with_interval(name, within[min(budget, len(within) - 1)] / n, levels)
         figures |= {f"success_at/{budget:02d}": within[budget] / n for budget in self.curve}
         for category, (solved, played, of_levels) in zip(self.categories, self.by_category.tolist(), strict=True):
-            low, high = wilson(solved / played * of_levels, of_levels)
             name = f"category/{category}"
-            figures |= {name: solved / played, f"{name}_low": low, f"{name}_high": high, f"{name}_levels": of_levels}
+            figures |= with_interval(name, solved / played, of_levels) | {f"{name}_levels": of_levels}
         figures |= {
             "gap": figures["multi_turn"] - figures["single_turn"],
             "turns_mean": total["turns"] / n,

@@ -10,15 +10,15 @@ import lightning as L
 import torch
 from lightning.pytorch.strategies import ParallelStrategy
 from torch import Tensor, nn
-from torchmetrics import MeanMetric
 from transformers import PreTrainedModel
 
 from wmact import losses
 from wmact.lora import LoRA, Weights, fingerprint
 from wmact.metrics import EpisodeMetrics
 from wmact.models import Critic, Policy, load_model, shard
-from wmact.processes import largest, sum_gradients, together, total, whole
-from wmact.types import Batch, Played, TrainingStopped
+from wmact.processes import largest, merged, sum_gradients, together, total, whole
+from wmact.statistics import with_interval
+from wmact.types import Batch, Mean, Played, TrainingStopped
 
 
 def trainable(network: nn.Module) -> list[nn.Parameter]:
@@ -53,7 +53,7 @@ class AgentModule(L.LightningModule):
         self.register_buffer("base_model", None)  # with LoRA: (1,) int64, which base the adapters are for
         # By variant, made when its first episodes come. No ModuleDict: it refuses names such as "train" or "maze.11".
         self.evaluation: dict[str, EpisodeMetrics] = {}
-        self.world_model: dict[str, MeanMetric] = {}  # by variant/figure
+        self.world_model: dict[str, Mean] = {}  # by variant/figure
 
     @property
     def settings(self) -> Any:
@@ -229,18 +229,27 @@ class AgentModule(L.LightningModule):
         metrics = self.evaluation[played.variant]
         metrics.turn_budget = played.turn_budget
         metrics.update(played.episodes)
-        for name, (summed, count) in played.world_model.items():
-            known = self.world_model.setdefault(f"{played.variant}/{name}", MeanMetric().to(self.device))
-            known.update(summed / max(count, 1), count)
+        self.world_model |= {f"{played.variant}/{name}": mean for name, mean in played.world_model.items()}
 
     def on_validation_epoch_end(self) -> None:
-        """Log `eval/<variant>/<figure>`, and forget the episodes."""
+        """Log `eval/<variant>/<figure>`, and forget the episodes.
+
+        In a fit the step is the number of batches trained on. Lightning's own would be that of the batch before, whose
+        episodes other weights have played, and the start would share it with what came of the first batch.
+        """
+        figures: dict[str, float] = {}
         for variant, metrics in self.evaluation.items():
-            figures = {f"eval/{variant}/{name}": value for name, value in metrics.compute().items()}
-            self.log_dict(figures, sync_dist=True)  # equal on all ranks already; Lightning warns without
-        known = {f"eval/world_model/{name}": float(metric.compute()) for name, metric in self.world_model.items()}
-        self.log_dict({name: value for name, value in known.items() if not math.isnan(value)}, sync_dist=True)
+            figures |= {f"eval/{variant}/{name}": value for name, value in metrics.compute().items()}
+        for name, mean in merged(self.world_model).items():
+            if mean.number:
+                name, value = f"eval/world_model/{name}", mean.total / mean.number
+                figures |= with_interval(name, value, mean.trials) if mean.trials else {name: value}
         self.evaluation, self.world_model = {}, {}
+        fitting = self.trainer.state.fn == "fit" and not self.trainer.sanity_checking
+        self.log_dict(figures, logger=not fitting, sync_dist=True)  # equal on all ranks; Lightning warns without
+        for logger in self.trainer.loggers if fitting else []:
+            logger.log_metrics(figures, self.trainer.fit_loop.total_batch_idx + 1)
+            logger.save()
 
     def test_step(self, played: Played, batch_idx: int, dataloader_idx: int = 0) -> None:
         """Count the episodes of one variant."""

@@ -82,7 +82,7 @@ class Teller:
         for observation in episode.observations[self.observations :]:
             parts += [f"── turn {self.turns + 1} of {self.max_turns} ──", view.observed(observation)]
         self.observations = len(episode.observations)
-        parts += [view.outcome(episode)] if episode.stop_reason else []
+        parts += [view.outcome(episode)] if episode.stop_reason and not episode.error else []
         print("\n".join(parts), flush=True)
 
 
@@ -166,7 +166,8 @@ def main(args: Sequence[str]) -> None:
     """Play an episode. Exit codes: those of the command line, and 1 when the level was not solved.
 
     Raises:
-        ValueError: the environment, the level, the model or the server's model is not there or cannot be used.
+        ValueError: the environment, the level, the model or the server's model is not there or cannot be used, or the
+            environment failed on the way.
         OSError: the server does not answer, or not as it should.
     """
     options = parse(args)
@@ -196,5 +197,7 @@ def main(args: Sequence[str]) -> None:
             tell_rules=terms.tell_rules,
             watch=Teller(terms.max_turns, tokens=not isinstance(chat, Messages)),
         )
+    if episode.error:
+        raise ValueError(f"{name} failed: {episode.fault}") from RuntimeError(episode.error)
     if not episode.success:
         sys.exit(1)

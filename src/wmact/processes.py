@@ -23,7 +23,7 @@ from torch.distributed.distributed_c10d import _get_default_store
 from torch.distributed.tensor import DTensor
 from torch.nn import Parameter
 
-from wmact.types import RolloutInterrupted, TrainingStopped
+from wmact.types import Mean, RolloutInterrupted, TrainingStopped
 
 T = TypeVar("T")
 FAILED, STOP = "wmact/failed", "wmact/stop"  # in the store: how many processes have failed; whether all shall stop
@@ -76,6 +76,12 @@ def gather(mine: T) -> list[T]:
 def total(figures: Sequence[float]) -> list[float]:
     """Return each figure summed over processes; all of them must call it."""
     return [sum(column) for column in zip(*gather(list(figures)), strict=True)]
+
+
+def merged(means: Mapping[str, Mean]) -> dict[str, Mean]:
+    """Return means over processes, of which each gives its parts by the same names; all of them must call it."""
+    everyones = gather(dict(means))
+    return {name: Mean(*map(sum, zip(*(each[name] for each in everyones), strict=True))) for name in means}
 
 
 def largest(figures: Sequence[float]) -> list[float]:

@@ -1,29 +1,26 @@
-"""The report of a study: statistics, tables, figures, computed from the result files and from nothing else.
+"""The report of a study: words, tables, figures, computed from the result files and from nothing else.
 
 Several studies, one an environment, stand side by side in one report.
 """
 
 import dataclasses
-import functools
 import re
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from wmact.metrics import wilson
 from wmact.plot import COLOURS, Curve, draw_success, mean_curve
 from wmact.results import FILES, Results, Row, read_results
+from wmact.statistics import FLIPS, RESAMPLES, Estimate, Floats, crossed_bootstrap, sign_flip
 from wmact.study_file import Study, read_study
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
-
-Floats = NDArray[np.float64]
 
 TABLES = {
     "Ablation (the paper's Table 3)": {
@@ -51,53 +48,6 @@ KNOWN = {
 
 SERIES = (("single_turn", 1, -0.12), ("multi_turn", None, 0.12))
 """Success in one turn and within L_max: its name, the budget for `Outcomes.success`, how far aside it is drawn."""
-
-RESAMPLES, FLIPS = 2000, 10_000
-
-
-# Statistics
-
-
-class Estimate(NamedTuple):
-    """A mean and its 95 % interval."""
-
-    mean: float
-    low: float
-    high: float
-
-
-def bootstrap(success: Floats, other: Floats | None = None) -> Estimate:
-    """Estimate the mean of (seeds, levels), or its difference to that of another arm on the same levels.
-
-    Seeds and levels are both drawn anew, with replacement: levels together for both arms, seeds for each arm by itself.
-    Where all values are equal there is nothing to draw, and the interval is Wilson's, of as many trials as levels.
-    """
-    mean = float(success.mean() - (0 if other is None else other.mean()))
-    if other is None and success.min() == success.max():
-        return Estimate(mean, *wilson(mean * success.shape[1], success.shape[1]))
-    rng = np.random.default_rng(0)
-    weights = _draws(success.shape[1])
-    drawn = np.zeros(RESAMPLES)
-    for sign, values in ((1, success), (-1, other)):
-        if values is not None:
-            seeds = rng.multinomial(len(values), np.full(len(values), 1 / len(values)), RESAMPLES) / len(values)
-            drawn += sign * ((seeds @ values) * weights).sum(1)
-    low, high = np.quantile(drawn, [0.025, 0.975])
-    return Estimate(mean, float(low), float(high))
-
-
-@functools.cache
-def _draws(levels: int) -> Floats:
-    """Return (RESAMPLES, levels): how often each level is drawn, as a share; made once, for it takes longest."""
-    return np.random.default_rng(1).multinomial(levels, np.full(levels, 1 / levels), RESAMPLES) / levels
-
-
-def sign_flip(differences: Floats) -> float:
-    """Return the two-sided p of a permutation test that paired differences (levels,) are as likely of either sign."""
-    differences = differences[differences != 0]
-    signs = np.random.default_rng(0).choice([-1.0, 1.0], (FLIPS, len(differences)))
-    as_far = np.abs(signs @ differences) >= abs(differences.sum()) - 1e-9  # equal sums differ by rounding
-    return float(1 + as_far.sum()) / (1 + FLIPS)
 
 
 # What the tables are made of
@@ -190,6 +140,12 @@ class Part:
         """Return what stands in a column of runs.csv."""
         return ", ".join(dict.fromkeys(row[column] for row in self.runs))
 
+    def iterations(self) -> str:
+        """Return how many training iterations the runs had; their last row may be of an evaluation alone."""
+        runs = [rows for of_arm in self.curves.values() for rows in of_arm.values()]
+        trained = {sum(any(name.startswith("train/") for name in row) for row in rows) for rows in runs}
+        return ", ".join(map(str, sorted(trained)))
+
     def paper(self, arm: str, variant: str) -> float | None:
         """Return the paper's success in percent."""
         return self.study.paper.get(arm, {}).get(variant)
@@ -242,12 +198,12 @@ def compared(part: Part, variant: str, arm: str, other: str, budget: int | None 
     """
     ours, theirs = part.tests[variant][arm].paired(part.tests[variant][other], budget)
     levels = ours.mean(0) - theirs.mean(0)
-    difference, p = bootstrap(ours, theirs), sign_flip(levels)
+    difference, p = crossed_bootstrap(ours, theirs), sign_flip(levels)
     apart = difference.low > 0 or difference.high < 0
     if not levels.any():
         told = "No level differs, so these levels **do not tell them apart**."
     elif apart and p < 0.05:
-        told = f"The interval leaves out 0, and p is small: **{arm if difference.mean > 0 else other} solves more**."
+        told = f"The interval leaves out 0, and p is small: **{arm if difference.value > 0 else other} solves more**."
     elif apart or p < 0.05:
         told = "Interval (any seeds) and p (these seeds) do not agree: which of them solves more **stays open**."
     else:
@@ -263,8 +219,9 @@ def internalised(part: Part, variant: str, arm: str) -> str:
     """Tell how far success in one turn is from success in many: on the test levels, and how it went in training."""
     tested = part.tests[variant][arm]
     one, many = tested.success(1), tested.success()
-    told = f"{part.study.name} {variant}, {arm}: {percent(bootstrap(one))} in one turn, {percent(bootstrap(many))} "
-    told += f"within {tested.max_turns}; the gap is **{percent(bootstrap(many - one))}** points."
+    in_one, in_many, gap = (percent(crossed_bootstrap(each)) for each in (one, many, many - one))
+    told = f"{part.study.name} {variant}, {arm}: {in_one} in one turn, {in_many} within {tested.max_turns}; "
+    told += f"the gap is **{gap}** points."
     curves = [part.curve(arm, f"eval/{variant}/{name}") for name in ("single_turn", "multi_turn")]
     if not all(curves):  # training evaluates few of the variants
         return told
@@ -294,7 +251,7 @@ def success_table(parts: Sequence[Part], arms: dict[str, str]) -> list[str]:
         row = [label]
         for part, variant in columns:
             tested = part.tests[variant].get(arm)
-            row.append(percent(bootstrap(tested.success())) if tested else "")
+            row.append(percent(crossed_bootstrap(tested.success())) if tested else "")
             if any(part.paper(each, variant) is not None for each in arms):
                 row.append(number(part.paper(arm, variant)))
         rows.append(row)
@@ -309,7 +266,9 @@ def internalisation_table(part: Part, variant: str) -> list[str]:
         seeds = [" ".join(f"{100 * value:.1f}" for value in success.mean(1)) for success in (one, many)]
         gap = f"{100 * (many.mean() - one.mean()):.1f}"
         budget = str(tested.max_turns)
-        rows.append([arm, percent(bootstrap(one)), seeds[0], budget, percent(bootstrap(many)), seeds[1], gap])
+        rows.append(
+            [arm, percent(crossed_bootstrap(one)), seeds[0], budget, percent(crossed_bootstrap(many)), seeds[1], gap]
+        )
     return table(["arm", "in one turn", "seeds", "L_max", "within L_max", "seeds", "gap"], rows)
 
 
@@ -317,7 +276,7 @@ def turns_table(part: Part, variant: str) -> list[str]:
     """Tabulate success against allowed turns."""
     budgets = sorted({int(budget) for row in part.runs for budget in row["curve"].split()})
     rows = [
-        [arm, *(percent(bootstrap(tested.success(budget))) for budget in budgets)]
+        [arm, *(percent(crossed_bootstrap(tested.success(budget))) for budget in budgets)]
         for arm, tested in part.tests[variant].items()
     ]
     return table(["arm", *map(str, budgets)], rows)
@@ -333,7 +292,7 @@ def paired_table(part: Part, variant: str) -> list[str]:
             ours, theirs = tested.paired(tests[part.study.compare], budget)
             differences = ours.mean(0) - theirs.mean(0)
             p = f"{sign_flip(differences):.4f}"
-            row += [percent(bootstrap(ours, theirs), "+"), p] if differences.any() else ["no level differs", ""]
+            row += [percent(crossed_bootstrap(ours, theirs), "+"), p] if differences.any() else ["no level differs", ""]
         rows += [row] if arm != part.study.compare else []
     return table(["arm", "in one turn", "p", "within L_max", "p"], rows)
 
@@ -347,7 +306,7 @@ def schedule_table(part: Part, variant: str) -> list[str]:
                 next((str(step) for step, budget in zip(*curve, strict=True) if budget <= 1), "never")
                 for curve in part.curve(arm, "train/turn_budget")
             ]
-            figures = [percent(bootstrap(tested.success(1))), percent(bootstrap(tested.success()))]
+            figures = [percent(crossed_bootstrap(tested.success(1))), percent(crossed_bootstrap(tested.success()))]
             rows.append([arm, *figures, " ".join(reached), f"{tested.per_episode().mean():.1f}"])
     return table(["arm", "in one turn", "within L_max", "L_max was 1 after (iterations, by seed)", "actions"], rows)
 
@@ -404,9 +363,7 @@ def facts_table(parts: Sequence[Part]) -> list[str]:
         "model": lambda part: part.distinct("model"),
         "parameters": lambda part: ", ".join(dict.fromkeys(f"{int(row['parameters']):,}" for row in part.runs)),
         "seeds": lambda part: ", ".join(map(str, part.study.seeds)),
-        "training iterations": lambda part: ", ".join(
-            sorted({str(len(r)) for c in part.curves.values() for r in c.values()})
-        ),
+        "training iterations": Part.iterations,
         "test levels": lambda part: ", ".join(
             f"{v} {len(next(iter(t.values())).levels):,}" for v, t in part.tests.items()
         ),
@@ -426,8 +383,8 @@ def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
 
 def percent(estimate: Estimate, sign: str = "") -> str:
     """Tell an estimate in percent, as in 88.1 [86.0, 90.2]."""
-    mean, low, high = (100 * value for value in estimate)
-    return f"{mean:{sign}.1f} [{low:{sign}.1f}, {high:{sign}.1f}]"
+    value, low, high = (100 * each for each in estimate)
+    return f"{value:{sign}.1f} [{low:{sign}.1f}, {high:{sign}.1f}]"
 
 
 def number(value: float | None) -> str:
@@ -508,7 +465,10 @@ def arms_figure(part: Part) -> "Figure":
     for (variant, tests), axes in zip(part.tests.items(), row, strict=True):
         for name, budget, aside in SERIES:
             success = [tested.success(budget) for tested in tests.values()]
-            places, (means, lows, highs) = np.arange(len(tests)) + aside, np.transpose([*map(bootstrap, success)])
+            places, (means, lows, highs) = (
+                np.arange(len(tests)) + aside,
+                np.transpose([*map(crossed_bootstrap, success)]),
+            )
             axes.plot(places, means, "o", color=COLOURS[name], label=name.replace("_", "-"))
             axes.vlines(places, lows, highs, color=COLOURS[name])
             for place, values in zip(places, success, strict=True):
@@ -525,7 +485,7 @@ def differences_figure(part: Part, pairs: Sequence[tuple[str, str]]) -> "Figure"
     figure, (row,) = _panels(1, len(part.tests), width=4.5)
     for (variant, tests), axes in zip(part.tests.items(), row, strict=True):
         for name, budget, aside in SERIES:
-            estimates = [bootstrap(*tests[arm].paired(tests[other], budget)) for arm, other in pairs]
+            estimates = [crossed_bootstrap(*tests[arm].paired(tests[other], budget)) for arm, other in pairs]
             places, (means, lows, highs) = np.arange(len(pairs)) + aside, 100 * np.transpose(estimates)
             axes.plot(means, places, "o", color=COLOURS[name], label=name.replace("_", "-"))
             axes.hlines(places, lows, highs, color=COLOURS[name])

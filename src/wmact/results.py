@@ -3,7 +3,7 @@
 - ``runs.csv``, a row a finished run: the words it was started with, the model, the machine.
 - ``outcomes.csv.gz``, a row a test episode: `solved_at` is the turn in which it was solved, 0 if it was not; `actions`
   and `effective` count those within the arm's initial turn budget, as the figures of `test` do.
-- ``curves.csv``, a row a training iteration, its columns named as in metrics.csv.
+- ``curves.csv``, a row an iteration and a last one for what came of it, its columns named as in metrics.csv.
 
 Equal results are equal bytes: rows are in the order of arms and seeds, whenever they were added.
 """
@@ -29,7 +29,7 @@ Row = dict[str, str]
 FILES = {"runs": "runs.csv", "outcomes": "outcomes.csv.gz", "curves": "curves.csv"}
 KEPT = re.compile(
     r"train/(success|turn_budget|turns_mean|effective_share|actions_mean)|performance/\w+"
-    r"|eval/[^/]+/(single_turn|multi_turn|current_budget|effective_share|actions_mean)|eval/world_model/.+"
+    r"|eval/[^/]+/(single_turn|multi_turn|current_budget|effective_share|actions_mean)|eval/world_model/.+(?<!_low)(?<!_high)"
 )
 """The metrics that curves.csv takes over."""
 

@@ -278,6 +278,7 @@ def play(
     progress: Callable[[int, int], None] = lambda done, total: None,
     watch: Callable[[Episode], None] = lambda episode: None,
     stop: Callable[[], bool] = lambda: False,
+    renew: Callable[[gymnasium.Env[str, str]], gymnasium.Env[str, str]] = lambda env: env,
 ) -> list[Episode]:
     """Play every task to its end and return the episodes in the order of the tasks.
 
@@ -292,6 +293,7 @@ def play(
         progress: called with (episodes done, episodes in all).
         watch: called with an episode when it has begun and after each of its turns; at its end it has a stop reason.
         stop: polled at every step of the engine or an environment; when true the rollout is given up.
+        renew: called with an environment that has failed; returns the one that plays in its place.
 
     Raises:
         RolloutInterrupted: `stop` said so.
@@ -315,7 +317,7 @@ def play(
         else:
             player.episode.stop_reason = request
             done[key] = players.pop(key).episode
-            idle.append(player.env)
+            idle.append(renew(player.env) if player.episode.error else player.env)
             progress(len(done), len(tasks))
         watch(player.episode)
 

@@ -85,6 +85,11 @@ class Episode:
         return self.stop_reason == "solved"
 
     @property
+    def fault(self) -> str:
+        """The last line of the error, "" where there is none."""
+        return (self.error or "").strip().rpartition("\n")[2]
+
+    @property
     def actions(self) -> list[Action]:
         """Every action of the episode, in order."""
         return [action for turn in self.turns for action in turn.actions]
@@ -100,6 +105,17 @@ class Episode:
         return sum(turn.reward for turn in self.turns)
 
 
+class Mean(NamedTuple):
+    """A figure in parts that add up over processes; its value is total / number.
+
+    trials: of a share, how many independent things it is of, for its interval; 0 where it is no share.
+    """
+
+    total: float
+    number: float
+    trials: float = 0
+
+
 class Played(NamedTuple):
     """Evaluation episodes of one variant of the environment, and the turn budgets they are to be read at.
 
@@ -112,7 +128,7 @@ class Played(NamedTuple):
     max_turns: int  # the initial L_max: "multi-turn"
     turn_budget: int  # the current L_max
     curve: tuple[int, ...]  # budgets of the success curve, ascending
-    world_model: dict[str, tuple[float, float]]  # figure → sum and count (`world_model.figures`); {}: not asked
+    world_model: dict[str, Mean]  # figures of `world_model.py` or of `RolloutData.judge`; {}: not asked
     categories: tuple[str, ...] = ()  # of the episodes of all processes, sorted; (): the environment tells none
 
 

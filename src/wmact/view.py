@@ -5,9 +5,10 @@ a bell, reorder a line or end a code block: characters that control a terminal a
 """
 
 import unicodedata
+from collections.abc import Sequence
 from itertools import zip_longest
 
-from wmact.types import Episode, Turn
+from wmact.types import Action, Episode, Turn
 
 _UNSEEN = {"Cc", "Cf", "Cs", "Zl", "Zp"}
 """Unicode categories without a glyph: controls, formats (direction marks, zero widths), lone surrogates, separators."""
@@ -51,7 +52,7 @@ def observed(observation: str) -> str:
 def answered(turn: Turn, tokens: bool = True) -> str:
     """Tell a reply, what became of its actions, and the reward; without `tokens` not how long it was."""
     # on one line: what is not indented is told by us
-    fates = ", ".join(f"{' '.join(action.text.split())} → {action.kind}" for action in turn.actions)
+    fates = ", ".join(f"{' '.join(action.text.split())} → {_fate(action)}" for action in turn.actions)
     length = f", {turn.end - turn.start} tokens" if tokens else ""
     lines = [f"reply ({turn.format}{length}):", _indent(turn.text), f"actions: {fates or 'none'}"]
     return printable("\n".join([*lines, f"reward: {turn.reward:g}"]))
@@ -68,6 +69,17 @@ def outcome(episode: Episode) -> str:
 def markdown(text: str) -> str:
     """Return ``text`` as a Markdown code block. It is indented, not fenced, so nothing within can end it."""
     return "\n" + "\n".join("    " + line for line in printable(text).split("\n"))
+
+
+def _fate(action: Action) -> str:
+    """Its kind; that of what a wall stops is also that of what cannot change anything, such as looking around."""
+    return "no effect" if action.kind == "blocked" else action.kind
+
+
+def columns(rows: Sequence[Sequence[str]]) -> list[str]:
+    """Rows of a table as lines with aligned columns."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return ["  ".join(map(str.ljust, row, widths)).rstrip() for row in rows]
 
 
 def _indent(text: str) -> str:

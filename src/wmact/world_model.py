@@ -6,6 +6,8 @@
   shown the state, its reply is begun for it (``<think> place action``), and it has to say what comes of the action.
   That is the form of the warm start's thoughts, so the question is fair only for models that had it.
 
+Where neither a thought nor a reply says anything of this kind there are no figures at all, and not figures of 0.
+
 A place is written as `TextEnv.place` writes it: pieces in parentheses. "(none)" says that an action changes nothing.
 """
 
@@ -19,7 +21,7 @@ import numpy as np
 
 from wmact import protocol
 from wmact.chat import Chat
-from wmact.types import Episode
+from wmact.types import Episode, Mean
 
 BLOCKED = "(none)"
 RETRACTED = "no"
@@ -110,7 +112,7 @@ def mark(question: Question, reply: str) -> Tally:
         if not word.startswith("("):
             break
         claimed.append(word)
-    return _judged("question", claimed, question.truth)
+    return _judged("question", claimed, question.truth) + Counter({"question/read": int(bool(claimed))})
 
 
 def read_thoughts(env: Any, episodes: Iterable[Episode]) -> Tally:
@@ -212,6 +214,13 @@ RATIOS = {
 all; whether a thought begins where the agent is; simulated moves a thought; claims taken back a claim."""
 
 
-def figures(tally: Tally) -> dict[str, tuple[float, float]]:
-    """Return each figure's numerator and denominator; all of them, so that processes can add theirs."""
-    return {name: (tally[above], tally[below]) for name, (above, below) in RATIOS.items()}
+SHARES = {"question_exact", "question_effect"}
+"""The figures that are shares of independent things: each question is of another level. A thought's claims are not."""
+
+
+def figures(tally: Tally) -> dict[str, Mean]:
+    """Return all figures, those too that nothing was found for, so that processes can add theirs."""
+    return {
+        name: Mean(tally[above], tally[below], tally[below] if name in SHARES else 0)
+        for name, (above, below) in RATIOS.items()
+    }

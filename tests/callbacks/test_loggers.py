@@ -156,6 +156,31 @@ def test_a_resumed_run_draws_no_point_twice(interrupted: Interrupted) -> None:
     assert [text.step for text in shown(interrupted.resumed).Tensors("episodes/first/text_summary")] == list(range(6))
 
 
+def test_the_evaluation_of_the_weights_that_a_run_goes_on_with_stays(tmp_path: Path) -> None:
+    """The row of step 2 begins with it; the rest of the row comes again."""
+    table = CSVMetrics(str(tmp_path), "maze")
+    loggers = [TensorBoard(str(tmp_path), "maze"), table]
+    folder = open_run_folder(loggers)
+    assert folder is not None
+    for logger in loggers:
+        logger.log_metrics({"eval/standard/single_turn": 0.5}, 2)
+        for step in range(4):
+            logger.log_metrics({"train/success": float(step)}, step)
+        logger.log_metrics({"eval/standard/single_turn": 0.75}, 4)
+        logger.finalize("success")
+    table.save()
+    loggers = [TensorBoard(), CSVMetrics()]
+    open_run_folder(loggers, folder / "checkpoints" / "last.ckpt")
+    for logger in loggers:
+        logger.log_metrics({"train/success": 20.0}, 2)
+        logger.save()
+    assert points(folder, "eval/standard/single_turn") == [(2, 0.5)]
+    assert points(folder, "train/success") == [(0, 0.0), (1, 1.0), (2, 20.0)]
+    rows = read_metrics(folder / "metrics.csv")
+    assert rows[2] == {"step": "2", "eval/standard/single_turn": "0.5", "train/success": "20.0"}
+    assert list(rows) == [0, 1, 2]
+
+
 def test_the_charts_of_the_paper(interrupted: Interrupted) -> None:
     for folder in (interrupted.whole, interrupted.resumed):
         (config,) = shown(folder).Tensors("custom_scalars__config__")[-1].tensor_proto.string_val

@@ -28,6 +28,35 @@ def test_figures_as_they_are_shown() -> None:
     assert progress_figures({}) == []
 
 
+def test_a_line_tells_what_the_algorithm_has() -> None:
+    """Supervised training has a loss; a prediction has no turns, effects or budget, whatever else was logged."""
+    metrics = {"train/nll": 1.25, "train/success": 1.0, "eval/standard/single_turn": 0.5}
+    assert progress_figures(metrics) == ["loss 1.250", "single-turn 0.50"]
+    predicted = {"reward": 0.25, "exact": 0.125, "missing_tag": 0.0625, "zero_variance": 0.5}
+    metrics = {f"train/{name}": value for name, value in predicted.items()}
+    metrics |= {"train/success": 0.25, "train/reward_scaled": 0.25, "train/effective_share": 1.0}
+    metrics |= {"performance/tokens_per_second": 90.0, "performance/rollout_seconds": 3.0}
+    told = "reward 0.250  exact 0.125  no prediction 0.062  groups without variance 0.50"
+    assert "  ".join(progress_figures(metrics)) == f"{told}  90 tok/s  3.0 s rollout"
+    metrics = {f"eval/world_model/held_out/{name}": value for name, value in predicted.items()}
+    metrics |= {"eval/held_out/single_turn": 0.25, "eval/held_out/multi_turn": 0.25, "eval/held_out/turns_mean": 1.0}
+    assert eval_line(1, metrics) == f"evaluation after 1 iterations  held_out:  {told}"
+
+
+def test_the_table_of_predictions() -> None:
+    played = ("levels", "single_turn", "single_turn_low", "single_turn_high", "turns_mean", "errors", "success_at/01")
+    metrics = {f"eval/held_out/{name}": 1.0 for name in played}
+    known = {"reward": 0.5, "reward_low": 0.25, "reward_high": 0.75, "length": 1.5}
+    metrics |= {f"eval/world_model/held_out/{name}": value for name, value in known.items()}
+    assert eval_table(metrics).splitlines() == [
+        "                             held_out",
+        "levels                       1",
+        "errors                       1.000",
+        "predicted: reward            0.500 [0.250, 0.750]",
+        "predicted: length over true  1.50",
+    ]
+
+
 def test_evaluation_line() -> None:
     metrics = {"eval/standard/single_turn": 0.1234, "eval/hard/multi_turn": 0.5, "train/success": 1.0}
     assert eval_line(10, metrics) == (

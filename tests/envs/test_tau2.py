@@ -10,6 +10,7 @@ import gymnasium
 import pytest
 from gymnasium.utils.env_checker import check_env
 
+from command_line import refused
 from stub_server import Answer, Asked, Stub, serving
 from wmact.chat import Chat
 from wmact.nano import build_tokenizer
@@ -338,6 +339,13 @@ def test_a_server_that_is_down_or_silent_ends_the_episode_as_an_error(scripted: 
 
 
 # Bad arguments, and the package
+
+
+def test_play_with_a_server_that_is_down_is_one_line(capsys: pytest.CaptureFixture[str], monkeypatch: Any) -> None:
+    monkeypatch.setattr("wmact_envs.endpoint.time", SimpleNamespace(sleep=lambda seconds: None))
+    kwargs = json.dumps({"domain": "mock", "split": "base", "user": "http://127.0.0.1:9/v1", "user_model": "m"})
+    line = refused(capsys, "play", "--human", "--env", "wmact/Tau2-v0", "--env.kwargs", kwargs)
+    assert "wmact/Tau2-v0 failed: OSError: http://127.0.0.1:9/v1/chat/completions: no connection" in line
 
 
 @pytest.mark.parametrize(

@@ -104,6 +104,10 @@ def test_held_out_games_are_evaluated(tiny_model, scripted, write, rows, tmp_pat
     assert found["eval/held_out/single_turn"] == found["eval/world_model/held_out/reward"] == 1.0
     assert found["eval/held_out/episodes"] == 4
     assert found["eval/world_model/held_out/length"] == 1.0
+    assert "eval/world_model/held_out/length_low" not in found
+    for name in ("reward", "exact", "entities", "states"):  # 4 of 4 samples, of 2 triplets: low 2/(2 + 1.96²) = 0.34238
+        ends = [found[f"eval/world_model/held_out/{name}_{end}"] for end in ("low", "high")]
+        assert ends == pytest.approx([0.342380, 1.0], abs=1e-6)
     assert found["eval/world_model/held_out/zero_variance"] == 1.0
 
 
@@ -136,14 +140,14 @@ def test_figures_by_hand(triplet):
         (episode(2, 0.0, "overlong"), truth, None),
     ]
     assert figures(found) == {
-        "reward": (3.0, 5),
-        "exact": (1, 5),
-        "entities": (2, 5),
-        "states": (2, 5),
-        "missing_tag": (1, 5),
-        "truncated": (1, 5),
-        "length": (pytest.approx(20 / 19 + 21 / 19 + 1), 3),
-        "zero_variance": (1, 2),  # of the two groups with several samples, the first
+        "reward": (3.0, 5, 3),  # five samples of three triplets
+        "exact": (1, 5, 3),
+        "entities": (2, 5, 3),
+        "states": (2, 5, 3),
+        "missing_tag": (1, 5, 3),
+        "truncated": (1, 5, 3),
+        "length": (pytest.approx(20 / 19 + 21 / 19 + 1), 3, 0),  # no share
+        "zero_variance": (1, 2, 2),  # of the two groups with several samples, the first
     }
     assert figures([]).keys() == figures(found).keys()
 

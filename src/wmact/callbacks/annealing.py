@@ -13,8 +13,8 @@ from typing import Any, Literal, NamedTuple, get_args
 from lightning.pytorch import Callback, LightningModule, Trainer
 
 from wmact.callbacks.common import at_least, log, rollouts, share
-from wmact.metrics import wilson
 from wmact.processes import gather, total
+from wmact.statistics import wilson
 from wmact.types import Episode
 
 Rounding = Literal["floor", "nearest", "ceil"]

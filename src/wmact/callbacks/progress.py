@@ -8,6 +8,8 @@ from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import ProgressBar
 from tqdm import tqdm
 
+from wmact.view import columns
+
 SHOWN = {
     "success {:.2f}": "train/success",
     "single-turn {:.2f}": "eval/standard/single_turn",
@@ -18,6 +20,9 @@ SHOWN = {
 }
 """Figure of a line of progress → the metric it is read from."""
 
+OF_DEMONSTRATIONS = {"loss {:.3f}": "train/nll", "single-turn {:.2f}": "eval/standard/single_turn"}
+"""The same of supervised training, whose episodes say nothing of the model."""
+
 SHOWN_OF_EVAL = {
     "single-turn {:.3f}": "single_turn",
     "multi-turn {:.3f}": "multi_turn",
@@ -26,10 +31,27 @@ SHOWN_OF_EVAL = {
 }
 """Figure of a line of evaluation → the metric below ``eval/<variant>/``."""
 
+OF_PREDICTIONS = {
+    "reward {:.3f}": "reward",
+    "exact {:.3f}": "exact",
+    "no prediction {:.3f}": "missing_tag",
+    "groups without variance {:.2f}": "zero_variance",
+}
+"""The same of predictions of next states → the metric below ``train/``, and below ``eval/world_model/<variant>/``.
+
+A prediction is one turn and one action, so turns and effects say nothing of it.
+"""
+
+
+def share(name: str) -> str:
+    """The template of a share with its interval."""
+    return f"{{{name}:.3f}} [{{{name}_low:.3f}}, {{{name}_high:.3f}}]"
+
+
 TABLE = {
     "levels": "{levels:,.0f}",
-    "single-turn success": "{single_turn:.3f} [{single_turn_low:.3f}, {single_turn_high:.3f}]",
-    "multi-turn success": "{multi_turn:.3f} [{multi_turn_low:.3f}, {multi_turn_high:.3f}]",
+    "single-turn success": share("single_turn"),
+    "multi-turn success": share("multi_turn"),
     "turns": "{turns_mean:.2f}",
     "actions": "{actions_mean:.2f}",
     "N_eff/N": "{effective_share:.2f}",
@@ -40,20 +62,20 @@ TABLE = {
 """Row of the table of an evaluation → what stands in it; below them, success at every budget of the curve."""
 
 KNOWN = {
-    "asked: next place right": "{world_model/question_exact:.3f}",
-    "asked: changes anything": "{world_model/question_effect:.3f}",
+    "asked: next place right": share("world_model/question_exact"),
+    "asked: changes anything": share("world_model/question_effect"),
     "thought: next place right": "{world_model/thought_exact:.3f}",
     "thought: changes anything": "{world_model/thought_effect:.3f}",
     "thought: begins where it is": "{world_model/thought_opening:.3f}",
     "thought: simulated moves": "{world_model/thought_moves:.1f}",
-    "predicted: reward": "{world_model/reward:.3f}",
-    "predicted: exact": "{world_model/exact:.3f}",
-    "predicted: same things": "{world_model/entities:.3f}",
-    "predicted: same states": "{world_model/states:.3f}",
-    "predicted: not at all": "{world_model/missing_tag:.3f}",
-    "predicted: cut off": "{world_model/truncated:.3f}",
+    "predicted: reward": share("world_model/reward"),
+    "predicted: exact": share("world_model/exact"),
+    "predicted: same things": share("world_model/entities"),
+    "predicted: same states": share("world_model/states"),
+    "predicted: not at all": share("world_model/missing_tag"),
+    "predicted: cut off": share("world_model/truncated"),
     "predicted: length over true": "{world_model/length:.2f}",
-    "groups without variance": "{world_model/zero_variance:.3f}",
+    "groups without variance": share("world_model/zero_variance"),
 }
 """The last rows: figures of `world_model.py` and of `wmact.rwml`."""
 
@@ -139,7 +161,11 @@ class IterationProgress(ProgressBar):
 
 def progress_figures(metrics: Mapping[str, Any]) -> list[str]:
     """Tell an iteration in a few figures; those that were not logged are left out."""
-    figures = [text.format(float(metrics[name])) for text, name in SHOWN.items() if name in metrics]
+    shown = OF_DEMONSTRATIONS if "train/nll" in metrics else SHOWN
+    if "train/reward" in metrics:
+        speed = {text: name for text, name in SHOWN.items() if name.startswith("performance/")}
+        shown = {text: f"train/{name}" for text, name in OF_PREDICTIONS.items()} | speed
+    figures = [text.format(float(metrics[name])) for text, name in shown.items() if name in metrics]
     seconds = {part: metrics.get(f"performance/{part}_seconds") for part in ("rollout", "update")}
     spent = " + ".join(f"{float(s):.1f} s {part}" for part, s in seconds.items() if s is not None)
     return figures + [spent] * bool(spent)
@@ -147,42 +173,47 @@ def progress_figures(metrics: Mapping[str, Any]) -> list[str]:
 
 def eval_line(iterations: int, metrics: Mapping[str, Any]) -> str:
     """Tell a validation after so many iterations in one line, variant by variant."""
-    variants = dict.fromkeys(
-        name.split("/")[1] for name in metrics if name.startswith("eval/") and "/world_model/" not in name
-    )
-    line = f"evaluation after {iterations} iterations"
-    for variant in variants:
-        values = {text: metrics.get(f"eval/{variant}/{name}") for text, name in SHOWN_OF_EVAL.items()}
-        line += "  ".join([f"  {variant}:", *(text.format(float(v)) for text, v in values.items() if v is not None)])
-    return line
+    told = [f"evaluation after {iterations} iterations"]
+    for variant, values in _by_variant(metrics).items():
+        shown = {text: f"world_model/{name}" for text, name in OF_PREDICTIONS.items()}
+        shown = shown if _of_predictions(values) else SHOWN_OF_EVAL
+        told += [f"{variant}:", *(text.format(values[name]) for text, name in shown.items() if name in values)]
+    return "  ".join(told)
 
 
 def eval_table(metrics: Mapping[str, Any]) -> str:
     """Tell a validation or test as a table with a column a variant; rows that no variant has are left out."""
-    figures: dict[str, dict[str, float]] = {}
-    for name, value in metrics.items():
-        area, _, rest = name.removeprefix("eval/").partition("/")
-        if name.startswith("eval/world_model/"):
-            area, _, rest = rest.partition("/")
-            figures.setdefault(area, {})[f"world_model/{rest}"] = float(value)
-        elif name.startswith("eval/"):
-            figures.setdefault(area, {})[rest] = float(value)
+    figures = _by_variant(metrics)
+    for variant, values in figures.items():
+        if _of_predictions(values):
+            told = ("levels", "tokens_mean", "errors")
+            kept = {name: value for name, value in values.items() if name in told or name.startswith("world_model/")}
+            figures[variant] = kept
     curve = sorted({name for values in figures.values() for name in values if name.startswith("success_at/")})
     rows = TABLE | {f"success within {int(name.split('/')[1])}": f"{{{name}:.3f}}" for name in curve} | KNOWN
+    ends = {name for values in figures.values() for name in values if name.startswith("category/")}
+    for name in sorted(name.removesuffix("_levels") for name in ends if name.endswith("_levels")):
+        rows[f"success in {name.removeprefix('category/')}"] = share(name)
     table = [["", *figures]]
     for row, text in rows.items():
         cells = [_filled(text, values) for values in figures.values()]
         table += [[row, *cells]] if any(cells) else []
-    ends = {name for values in figures.values() for name in values if name.startswith("category/")}
-    for name in sorted(name.removesuffix("_levels") for name in ends if name.endswith("_levels")):
-        cells = [_interval(name, values) if name in values else "" for values in figures.values()]
-        table += [[f"success in {name.removeprefix('category/')}", *cells]]
-    widths = [max(map(len, column)) for column in zip(*table, strict=True)]
-    return "\n".join("  ".join(map(str.ljust, line, widths)).rstrip() for line in table)
+    return "\n".join(columns(table))
 
 
-def _interval(name: str, values: Mapping[str, float]) -> str:
-    return f"{values[name]:.3f} [{values[f'{name}_low']:.3f}, {values[f'{name}_high']:.3f}]"
+def _by_variant(metrics: Mapping[str, Any]) -> dict[str, dict[str, float]]:
+    """Evaluation figures by variant; those of ``eval/world_model/<variant>/`` are called world_model/… there."""
+    figures: dict[str, dict[str, float]] = {}
+    for name, value in metrics.items():
+        if name.startswith("eval/"):
+            variant, _, figure = name.removeprefix("eval/").removeprefix("world_model/").partition("/")
+            area = "world_model/" if name.startswith("eval/world_model/") else ""
+            figures.setdefault(variant, {})[area + figure] = float(value)
+    return figures
+
+
+def _of_predictions(values: Mapping[str, float]) -> bool:
+    return "world_model/reward" in values
 
 
 def _filled(text: str, values: Mapping[str, float]) -> str:

@@ -19,7 +19,6 @@ The table is printed; all figures are written as JSON to --out. Options that are
 
 import json
 import math
-import os
 import re
 import statistics
 from collections import defaultdict
@@ -30,11 +29,13 @@ from typing import Any
 import numpy as np
 
 from wmact.commands import CommandParser
+from wmact.results import write_whole
 from wmact.rwml.distances import BUNDLED, Distance, Exact, JSONFields, RougeL, SentenceEmbedding, ServedEmbedding
 from wmact.rwml.nearmiss import GROSS, NEAR_MISSES, Pairs, all_pairs, by_hand
 from wmact.rwml.offline import predict, provenance, read_prediction_data, training_env
 from wmact.rwml.state import as_json, entities, states
 from wmact.rwml.triplets import Triplet, read_triplets
+from wmact.view import columns
 
 THRESHOLDS = (0.02, 0.05, 0.1, 0.15, 0.2, 0.3, 0.4)
 MOST_GROSS = 0.05
@@ -243,12 +244,6 @@ def share(value: float) -> str:
     return "–" if math.isnan(value) else f"{value:.0%}"
 
 
-def columns(rows: Sequence[Sequence[str]]) -> list[str]:
-    """Rows as lines with aligned columns."""
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    return ["  ".join(map(str.ljust, row, widths)).rstrip() for row in rows]
-
-
 def distance_of(embedder: str) -> Distance:
     """The distance of an embedder: "minilm", a folder, or the address of an API, with the model's name after a #."""
     if "://" in embedder:
@@ -331,10 +326,8 @@ def sampled_predictions(data: Any, levels: list[int], samples: int) -> list[tupl
 
 def write_json(path: Path, result: dict[str, Any]) -> None:
     """Write a file, whole or not at all; what is not a number is null."""
-    half = path.with_name(path.name + ".half")
     path.parent.mkdir(parents=True, exist_ok=True)
-    half.write_text(json.dumps(_plain(result), indent=1) + "\n", encoding="utf-8")
-    os.replace(half, path)
+    write_whole(path, (json.dumps(_plain(result), indent=1) + "\n").encode())
 
 
 def _plain(value: Any) -> Any:

@@ -166,7 +166,7 @@ class Played:
             end = str(episode.stop_reason)
             self.ends[end] = self.ends.get(end, 0) + 1
             if episode.error:
-                self.errors.append(episode.error.strip().splitlines()[-1])
+                self.errors.append(episode.fault)
 
 
 def record(

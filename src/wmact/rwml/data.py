@@ -21,7 +21,7 @@ from wmact.rwml.env import ID, PredictionEnv
 from wmact.rwml.rewards import Reward
 from wmact.rwml.state import entities, same, states
 from wmact.rwml.triplets import Triplet
-from wmact.types import Batch, Episode, RolloutInterrupted
+from wmact.types import Batch, Episode, Mean, RolloutInterrupted
 
 OFFLINE = 2  # marks the random streams of calibration and filter, beside those of training and evaluation
 HELD_OUT = Variant(kwargs={"part": "held_out"})
@@ -81,7 +81,7 @@ class PredictionData(RolloutData):
         )
         self.triplets, self.reward = triplets, reward
 
-    def judge(self, spec: EnvSpec, episodes: list[Episode]) -> dict[str, tuple[float, float]]:
+    def judge(self, spec: EnvSpec, episodes: list[Episode]) -> dict[str, Mean]:
         """Give all predictions of a rollout their rewards, in one batch.
 
         Returns:
@@ -123,8 +123,10 @@ def _predicted(episode: Episode, env: PredictionEnv) -> tuple[Triplet, str | Non
     return env.triplets[episode.level], texts[0] if texts else None
 
 
-def figures(found: list[tuple[Episode, Triplet, str | None]]) -> dict[str, tuple[float, float]]:
-    """Return each figure's numerator and denominator; all of them, so that processes can add theirs.
+def figures(found: list[tuple[Episode, Triplet, str | None]]) -> dict[str, Mean]:
+    """Return all figures, those too that nothing was found for, so that processes can add theirs.
+
+    The interval of a share is of as many trials as triplets: several samples of one are not independent.
 
     Args:
         found: episodes with their triplet and their prediction, None where there is none.
@@ -145,9 +147,9 @@ def figures(found: list[tuple[Episode, Triplet, str | None]]) -> dict[str, tuple
             tally["predictions"] += 1
     several = [rewards for rewards in groups.values() if len(rewards) > 1]
     shares = ("reward", "exact", "entities", "states", "missing_tag", "truncated")
-    return {name: (float(tally[name]), float(len(found))) for name in shares} | {
-        "length": (float(tally["length"]), float(tally["predictions"])),
-        "zero_variance": (float(sum(min(rewards) == max(rewards) for rewards in several)), float(len(several))),
+    return {name: Mean(tally[name], len(found), len(groups)) for name in shares} | {
+        "length": Mean(tally["length"], tally["predictions"]),
+        "zero_variance": Mean(sum(min(rewards) == max(rewards) for rewards in several), len(several), len(several)),
     }
 
 

@@ -43,9 +43,9 @@ def main(args: Sequence[str]) -> None:
     levels = range(len(env.triplets))
     episodes = predict(data, levels, options.samples, lambda n: print(f"{n} predictions", flush=True))
     data.judge(data.env, episodes)
-    errors = [episode.error for episode in episodes if episode.error]
+    errors = [episode.fault for episode in episodes if episode.error]
     if errors:
-        raise OSError(f"{len(errors)} of {len(episodes)} predictions have no reward: {errors[0].splitlines()[-1]}")
+        raise OSError(f"{len(errors)} of {len(episodes)} predictions have no reward: {errors[0]}")
     n = options.samples
     right = [sum(episode.success for episode in episodes[n * level : n * (level + 1)]) for level in levels]
     easy = {env.triplets[level] for level in levels if right[level] >= options.right}
