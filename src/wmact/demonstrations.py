@@ -161,9 +161,7 @@ def at_random(env: gymnasium.Env[str, str], info: Mapping[str, Any], rng: np.ran
     """
     actions = list(getattr(env.unwrapped, "action_names", ()) or info.get("admissible", ()))
     if not actions:
-        raise ValueError(
-            'no action can be taken at random: the environment names none, nor does info["admissible"]'
-        )
+        raise ValueError('no action can be taken at random: the environment names none, nor does info["admissible"]')
     return str(actions[rng.integers(len(actions))])
 
 

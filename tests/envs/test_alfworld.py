@@ -174,15 +174,13 @@ def test_the_faster_engine_says_what_the_stock_engine_says(hashes: str) -> None:
 def test_the_engine_keeps_nothing_of_earlier_games() -> None:
     code = (
         "from wmact_envs.alfworld_engine import Proposition, _engine, games, mementos\n"
-        "for level in range(4):\n"
+        "for level in (0, 2, 0):\n"
         "    _engine.start(_engine.prepare(('train', level, games.TASK_TYPES)))\n"
         "    print(sum(key[0] is Proposition for key in mementos._memento_cache))\n"
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=300)
-    assert done.returncode == 0, done.stderr
-    kept = [int(line) for line in done.stdout.split()]
-    assert len(kept) == 4
-    assert 0 < max(kept) < 3 * min(kept)  # of the game that was begun; of all four it would be some 4 times as many
+    kept = [int(line) for line in run("-c", code).split()]
+    assert kept[2] == kept[0] > 0
+    assert kept[1] != kept[0]
 
 
 # What the agent sees
