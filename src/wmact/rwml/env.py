@@ -84,6 +84,10 @@ class PredictionEnv(gymnasium.Env[str, str]):
         """What the world said, as a prediction can say it."""
         return prediction.harmless(self.triplets[level].next, self.tag)
 
+    def solution(self) -> list[str] | None:
+        """The true answer, which a `Walkthrough` can say in its tags; None when the episode has ended."""
+        return None if self._level is None else [self.target(self._level)]
+
     def read_reply(self, text: str) -> Answer:
         """Read a reply: the prediction is its only action."""
         return prediction.parse(text, self.tag)
