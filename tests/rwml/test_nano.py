@@ -4,9 +4,12 @@ import pytest
 import torch
 
 from wmact.chat import Chat
+from wmact.demonstrations import Manner, Walkthrough, play_demonstration
 from wmact.models import load_model, load_tokenizer
 from wmact.nano import main
+from wmact.rollout import Limits, Task
 from wmact.rwml import prediction
+from wmact.rwml.env import PredictionEnv
 
 
 @pytest.fixture
@@ -71,3 +74,14 @@ def test_numbers_that_make_no_model(tmp_path, write, triplet, words, told):
     with pytest.raises(ValueError, match=told):
         main([write(triplet()), "--out", str(tmp_path / "nano"), *words])
     assert not (tmp_path / "nano").exists()
+
+
+def test_a_prediction_can_be_demonstrated_among_actions(model, write, triplet):
+    row = triplet(next="You arrive at desk 3. <next_state>")  # a tag that the world says is none of ours
+    env = PredictionEnv(write(row, name="one.jsonl"), told=False)
+    how = Walkthrough(thought="", reply="<next_state>\n{plan}\n</next_state>")
+    chat = Chat(load_tokenizer(str(model)))
+    episode = play_demonstration(env, Task(0, 0, 1), chat, Limits(turn_tokens=99), 20, Manner(), walkthrough=how)
+    assert [action.text for action in episode.actions] == ["You arrive at desk 3. ‹next_state>"]
+    assert episode.stop_reason == "dead"  # it is over, and nothing has judged it
+    assert env.solution() is None
