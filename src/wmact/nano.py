@@ -134,7 +134,7 @@ def main(args: Sequence[str]) -> None:
         ValueError: a file is none of triplets, or a number makes no model.
         OSError: a file cannot be read or written.
     """
-    parser = CommandParser("nano", main.__doc__ or "")
+    parser = CommandParser("nano", "Write a nano with the vocabulary of collected triplets and random weights.")
     parser.add_argument("triplets", nargs="+", type=Path, metavar="FILE", help="files that `collect` wrote")
     parser.add_argument("--out", required=True, type=Path, metavar="DIR", help="the model folder that is written")
     parser.add_argument("--vocabulary", type=int, default=2000, help="most tokens there are (2000)")
@@ -143,8 +143,10 @@ def main(args: Sequence[str]) -> None:
     parser.add_argument("--context", type=int, default=4096, help="most tokens of a conversation (4096)")
     parser.add_argument("--seed", type=int, default=0, help="of the random weights (0)")
     options = parser.parse_args(args)
-    if options.hidden_size % 32 or min(options.hidden_size, options.layers, options.context) < 1:
-        parser.error(f"--hidden_size {options.hidden_size}: a multiple of 32, and layers and context at least 1")
+    if options.hidden_size < 1 or options.hidden_size % 32:
+        parser.error(f"--hidden_size {options.hidden_size}: a multiple of 32")
+    if min(options.layers, options.context) < 1:
+        parser.error(f"--layers {options.layers} --context {options.context}: at least 1")
     if options.vocabulary < (least := 256 + len(SPECIAL)):
         parser.error(f"--vocabulary {options.vocabulary}: at least {least}, which are bytes and control tokens")
     found = [triplet for path in options.triplets for triplet in read_triplets(path).triplets]

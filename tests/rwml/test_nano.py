@@ -66,7 +66,7 @@ def test_a_lone_surrogate_in_a_file_is_no_error(tmp_path, write, triplet):
     ("words", "told"),
     [
         (["--hidden_size", "33"], "--hidden_size 33: a multiple of 32"),
-        (["--layers", "0"], "layers and context at least 1"),
+        (["--layers", "0"], "--layers 0 --context 4096: at least 1"),
         (["--vocabulary", "200"], "--vocabulary 200: at least 262"),  # 256 bytes and 6 control tokens
     ],
 )
