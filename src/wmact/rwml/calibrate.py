@@ -33,7 +33,7 @@ from wmact.results import write_whole
 from wmact.rwml.distances import BUNDLED, Distance, Exact, JSONFields, RougeL, SentenceEmbedding, ServedEmbedding
 from wmact.rwml.nearmiss import GROSS, NEAR_MISSES, Pairs, all_pairs, by_hand
 from wmact.rwml.offline import predict, provenance, read_prediction_data, training_env
-from wmact.rwml.state import as_json, entities, states
+from wmact.rwml.state import agree, as_json, entities
 from wmact.rwml.triplets import Triplet, read_triplets
 from wmact.view import columns
 
@@ -64,11 +64,6 @@ def rates(distance: Distance, pairs: Sequence[Pairs]) -> dict[str, list[dict[str
             for threshold in THRESHOLDS
         ]
     return found
-
-
-def agree(one: str, other: str) -> bool:
-    """What the guard asks."""
-    return entities(one) == entities(other) and states(one) == states(other)
 
 
 def mean(values: Sequence[float]) -> float:

@@ -15,7 +15,7 @@ from typing import Protocol
 from wmact.endpoint import Endpoint, unexpected
 from wmact.rwml import prediction
 from wmact.rwml.distances import Distance
-from wmact.rwml.state import entities, states
+from wmact.rwml.state import agree
 from wmact.rwml.triplets import Triplet
 
 Verdict = float | OSError
@@ -60,7 +60,7 @@ class SameState:
     def __call__(self, predicted: Sequence[str], triplets: Sequence[Triplet]) -> list[Verdict]:
         """Return 1.0 or 0.0 for each prediction."""
         pairs = zip(predicted, targets(triplets), strict=True)
-        return [float(entities(a) == entities(b) and states(a) == states(b)) for a, b in pairs]
+        return [float(agree(a, b)) for a, b in pairs]
 
 
 class All:

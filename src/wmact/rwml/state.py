@@ -51,3 +51,8 @@ def fields(value: Any) -> dict[str, str]:
         if not below:
             found[path] = json.dumps(each)
     return found
+
+
+def agree(one: str, other: str) -> bool:
+    """Tell whether two texts name the same things and tell the same states."""
+    return entities(one) == entities(other) and states(one) == states(other)
