@@ -24,8 +24,8 @@ from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, train
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from wmact.commands import CommandParser
-from wmact.rwml.prediction import TAG
-from wmact.rwml.triplets import Triplet, read_triplets
+from wmact.rwml import prediction
+from wmact.rwml.triplets import Said, Triplet, read_triplets
 
 FOLDER = Path(__file__).parent / "assets" / "nano"
 GRID = 13  # coordinates (0,0)…(12,12) are single tokens: room for the 11×11 mazes and for walls around them
@@ -122,9 +122,9 @@ def told(triplets: Iterable[Triplet]) -> Iterator[str]:
     for triplet in triplets:
         if triplet.step == 0:
             yield triplet.observation
-        yield f"<observation>\n{triplet.next}\n</observation>\n<action>\n{triplet.action}\n</action>"
+        yield prediction.question([Said("observation", triplet.next)], triplet.action)
         yield f"<think>{triplet.action}</think> <action>{triplet.action}</action>"
-        yield f"<{TAG}>\n{triplet.next}\n</{TAG}>"
+        yield "".join(prediction.written(triplet.next, thought=""))
 
 
 def main(args: Sequence[str]) -> None:
