@@ -127,6 +127,23 @@ class AgentModule(L.LightningModule):
         most = largest([len(part) for part in parts])
         return [part + [batch.nothing()] * int(number - len(part)) for part, number in zip(parts, most, strict=True)]
 
+    def score_parts(self, micro: Batch, observed: Tensor | float) -> tuple[Tensor, Tensor, Tensor | None]:
+        """Score a micro-batch for an update: its sampled tokens, and with `echo_coef` its observation tokens too.
+
+        Args:
+            observed: observation tokens of the minibatch, of all processes.
+
+        Returns:
+            (S,) log-probabilities and (S,) entropies of the sampled tokens, and this micro-batch's part in the mean
+            cross-entropy of the observation tokens; None where they are left out.
+        """
+        if not self.settings.echo_coef:
+            return *self.policy(micro), None
+        logprobs, entropies = self.policy(micro, torch.cat([micro.token_S, micro.token_O]))
+        logprobs_S, logprobs_O = logprobs.tensor_split([len(micro.token_S)])
+        echo_loss, _ = losses.cross_entropy(logprobs_O, torch.ones_like(micro.token_O).bool(), observed)
+        return logprobs_S, entropies[: len(micro.token_S)], echo_loss
+
     def manual_backward(self, loss: Tensor, *args: Any, **kwargs: Any) -> None:
         """Backward pass of this process. DDP's sums expect every parameter in every pass: see `apply_gradients`."""
         strategy = self.trainer.strategy

@@ -188,10 +188,7 @@ class PolicyGradient(AgentModule):
                 continue
             count, observed = count.clamp(min=1), observed.clamp(min=1)
             for micro in part:
-                scored = torch.cat([micro.token_S, micro.token_O]) if cfg.echo_coef else micro.token_S
-                logprobs, entropies = self.policy(micro, scored)
-                logprobs_S, logprobs_O = logprobs.tensor_split([len(micro.token_S)])
-                entropy_S = entropies[: len(micro.token_S)]
+                logprobs_S, entropy_S, echo_loss = self.score_parts(micro, observed)
                 old_S = logprobs_S.detach() if update.old is None else update.old[m]
                 weights_S = None
                 if cfg.importance_cap is not None:
@@ -205,8 +202,7 @@ class PolicyGradient(AgentModule):
                     kl_loss, kl_stats = losses.kl_loss(logprobs_S, update.reference[m], micro.valid_S, count)
                     loss = loss + cfg.kl_coef * kl_loss
                     update.add(kl_stats, share)
-                if cfg.echo_coef:
-                    echo_loss, _ = losses.cross_entropy(logprobs_O, torch.ones_like(micro.token_O).bool(), observed)
+                if echo_loss is not None:
                     loss = loss + cfg.echo_coef * echo_loss
                     update.add({"observation_nll": echo_loss}, share_observed)
                 self.manual_backward(loss)

@@ -94,13 +94,10 @@ class SFT(AgentModule):
         count, observed = total([float(batch.valid_S.sum()), observed])
         nll = observation_nll = 0.0
         for micro in micros:
-            scored = torch.cat([micro.token_S, micro.token_O]) if echo_coef else micro.token_S
-            logprobs, _ = self.policy(micro, scored)
-            logprobs_S, logprobs_O = logprobs.tensor_split([len(micro.token_S)])
+            logprobs_S, _, echo_loss = self.score_parts(micro, max(observed, 1))
             loss, _ = losses.cross_entropy(logprobs_S, micro.valid_S, count)
             nll += float(loss.detach())
-            if echo_coef:
-                echo_loss, _ = losses.cross_entropy(logprobs_O, torch.ones_like(micro.token_O).bool(), max(observed, 1))
+            if echo_loss is not None:
                 observation_nll += float(echo_loss.detach())
                 loss = loss + echo_coef * echo_loss
             self.manual_backward(loss)
