@@ -208,7 +208,8 @@ def test_what_changes_nothing_is_not_effective(env: ALFWorldEnv) -> None:
 def test_check_env() -> None:
     env = gymnasium.make("wmact/ALFWorld-v0", disable_env_checker=True)
     try:
-        check_env(env.unwrapped)
+        check_env(env.unwrapped)  # asserts
+        assert env.reset(options={"level": APPLE})[0] in env.observation_space
     finally:
         env.close()
 

@@ -86,7 +86,8 @@ def test_doing_nothing_is_a_success_where_nothing_was_to_be_done() -> None:
 
 def test_check_env() -> None:
     env = gymnasium.make("wmact_envs:wmact/Tau2-v0", domain="mock", split="base", disable_env_checker=True)
-    check_env(env.unwrapped)
+    check_env(env.unwrapped)  # asserts
+    assert env.reset(options={"level": 0})[0] in env.observation_space
 
 
 def test_half_of_the_gold_is_not_enough() -> None:
