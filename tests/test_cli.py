@@ -134,6 +134,12 @@ def test_shipped_configurations_run(
         more += ["--data.batches", "1", "--data.episodes_a_batch", "2", "--model.save_to", "elsewhere"]
     if "triplets" in settings:
         more += ["--data.triplets", triplets, "--data.limits.turn_tokens", "64"]
+    worlds = settings.get("worlds", {})
+    recorded = [world["env"]["kwargs"] for world in worlds.values() if "triplets" in world["env"].get("kwargs", {})]
+    if recorded:
+        for kwargs in recorded:
+            kwargs["triplets"] = triplets
+        more += ["--data.worlds", json.dumps(worlds)]
     assert run(command, *config, *SMALL, *more) == 0
     assert not [path for path in Path().rglob("*") if path.is_file()]  # fast_dev_run leaves nothing behind
 
