@@ -116,7 +116,6 @@ def unpacked(package: dict[str, np.ndarray], monkeypatch: pytest.MonkeyPatch) ->
     def unpack(source: Path, target: Path) -> None:
         calls.append(target)
         time.sleep(0.1)
-        target.mkdir()
         for name in ("config.json", "model.safetensors"):
             (target / name).write_text(name * 3)
 
@@ -201,7 +200,7 @@ def test_a_damaged_folder_is_made_anew(damage: Callable[[Path], Any], unpacked: 
 
 
 def test_what_a_killed_process_left_is_swept_away(unpacked: list[Path], cache: Path) -> None:
-    half = cache.with_suffix(".half")
+    half = cache.with_name(f".{cache.name}.half")
     half.mkdir(parents=True)
     (half / "model.safetensors.tmp").write_text("half of it")
     assert {path.name for path in again().iterdir()} == {"config.json", "model.safetensors", "SHA256SUMS"}
@@ -210,7 +209,6 @@ def test_what_a_killed_process_left_is_swept_away(unpacked: list[Path], cache: P
 
 def test_a_failure_leaves_no_folder(unpacked: list[Path], cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def full(source: Path, target: Path) -> None:
-        target.mkdir()
         (target / "config.json").write_text("{}")
         raise OSError(28, "No space left on device")
 

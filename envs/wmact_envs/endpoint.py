@@ -4,6 +4,7 @@ import json
 import os
 import time
 import urllib.request
+from functools import cached_property
 from http.client import HTTPException
 from typing import Any
 from urllib.error import HTTPError, URLError
@@ -69,6 +70,16 @@ class Endpoint:
             except (HTTPException, ConnectionError) as error:
                 trouble = f"the answer broke off, {error or type(error).__name__}"
         raise OSError(f"{request.full_url}: {trouble} (tried {self.tries} times)")
+
+    @cached_property
+    def only_model(self) -> str:
+        """The name of the only model that the server has.
+
+        Raises:
+            OSError: it does not answer, or not as OpenAI's API does.
+            ValueError: it has several, or none.
+        """
+        return str(self.served(None)["id"])
 
     def served(self, name: str | None) -> dict[str, Any]:
         """Return what the server tells of the model of this name, or, without a name, of the only one it serves.

@@ -107,7 +107,7 @@ class EndpointUser:
 
     def begin(self, instructions: Any, prompt: str, tools: Sequence[Any], seed: int) -> None:
         """Take on a scenario."""
-        self.model = self.model or str(self.endpoint.served(None)["id"])
+        self.model = self.model or self.endpoint.only_model
         self.messages = [{"role": "system", "content": prompt}]
         self.tools = [tool.openai_schema for tool in tools]
         self.seed = seed

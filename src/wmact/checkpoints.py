@@ -5,7 +5,6 @@ the middle, it leaves half a checkpoint under the name of the last good one. It 
 """
 
 import fcntl
-import os
 import pickle
 from pathlib import Path
 from typing import IO, Any
@@ -13,6 +12,8 @@ from typing import IO, Any
 import torch
 from lightning.fabric.plugins import TorchCheckpointIO
 from lightning.pytorch import LightningModule
+
+from wmact.files import new_file
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):
@@ -27,19 +28,12 @@ class AtomicCheckpointIO(TorchCheckpointIO):
         if "://" in str(path):
             super().save_checkpoint(checkpoint, path, storage_options)
             return
-        target = Path(path)
-        half = target.with_name(target.name + ".half")  # one name, so that what a killed run leaves is used again
         try:
-            target.parent.mkdir(parents=True, exist_ok=True)
-            with half.open("wb") as file:
+            with new_file(Path(path)) as file:
                 torch.save(checkpoint, file)
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(half, target)
         except (OSError, RuntimeError) as error:  # torch tells a full disk as a RuntimeError
-            half.unlink(missing_ok=True)
             reason = error.strerror if isinstance(error, OSError) else " ".join(str(error).split())[:200]
-            raise OSError(f"checkpoint {target} cannot be written ({reason}); the one before is intact") from error
+            raise OSError(f"checkpoint {path} cannot be written ({reason}); the one before is intact") from error
 
 
 def lock(folder: Path) -> IO[str]:

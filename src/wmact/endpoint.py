@@ -145,7 +145,7 @@ class ChatCompletions(OneByOne):
     def __init__(self, endpoint: Endpoint, model: str | None, messages: Messages, *, temperature: float) -> None:
         super().__init__()
         self.endpoint, self.messages = endpoint, messages
-        self.fixed = {"model": model or endpoint.served(None)["id"], "temperature": temperature}
+        self.fixed = {"model": model or endpoint.only_model, "temperature": temperature}
 
     def complete(self, request: Request) -> Completion:
         """Ask for the next reply."""

@@ -10,10 +10,7 @@ these weights. The folder appears when everything is in it, or not at all.
 """
 
 import itertools
-import os
-import shutil
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -27,6 +24,7 @@ from wmact.card import Exported, environments, evaluated, model_card, public
 from wmact.chat import Chat
 from wmact.checkpoints import read_checkpoint
 from wmact.commands import CommandParser
+from wmact.files import new_folder
 from wmact.loggers import run_folder_of
 from wmact.lora import LoRA, Weights, adapted, fingerprint
 from wmact.models import load_model, load_tokenizer, resolve_model
@@ -155,32 +153,6 @@ def read_test(test: Path, ckpt: Path, checkpoint: dict[str, Any]) -> tuple[Path,
     return test, config
 
 
-@contextmanager
-def new_folder(target: Path) -> Iterator[Path]:
-    """Give a folder to write into, which becomes `target` when the block is done, and vanishes when it fails.
-
-    Raises:
-        ValueError: there is something at `target`.
-        OSError: it cannot be written.
-    """
-    if target.exists() and not (target.is_dir() and not any(target.iterdir())):
-        raise ValueError(f"{target} is there already and not empty: give another folder, or remove it")
-    half = target.with_name(f".{target.name}.half")  # one name, so that what a killed export leaves is used again
-    shutil.rmtree(half, ignore_errors=True)
-    try:
-        half.mkdir(parents=True)
-        yield half
-        for path in half.iterdir():
-            with path.open("rb") as file:
-                os.fsync(file.fileno())
-        os.rename(half, target)  # over an empty folder too
-    except (OSError, SafetensorError) as error:
-        reason = (isinstance(error, OSError) and error.strerror) or " ".join(str(error).split())[:200]
-        raise OSError(f"{target} cannot be written ({reason}); nothing is left of it") from error
-    finally:
-        shutil.rmtree(half, ignore_errors=True)
-
-
 def export(ckpt: Path, target: Path, test: Path | None = None, dtype: torch.dtype | None = None) -> list[str]:
     """Write the policy of a checkpoint as the Hugging Face folder `target`.
 
@@ -229,11 +201,15 @@ def export(ckpt: Path, target: Path, test: Path | None = None, dtype: torch.dtyp
             dtype=str(policy.dtype).removeprefix("torch."),
         )
     )
-    with new_folder(target) as folder:
-        policy.save_pretrained(folder)
-        tokenizer.save_pretrained(folder)
-        write_terms(folder, replace(terms, envs=told))
-        (folder / "README.md").write_text(card, encoding="utf-8")
+    try:
+        with new_folder(target) as folder:
+            policy.save_pretrained(folder)
+            tokenizer.save_pretrained(folder)
+            write_terms(folder, replace(terms, envs=told))
+            (folder / "README.md").write_text(card, encoding="utf-8")
+    except (OSError, SafetensorError) as error:
+        reason = (isinstance(error, OSError) and error.strerror) or " ".join(str(error).split())[:200]
+        raise OSError(f"{target} cannot be written ({reason}); nothing is left of it") from error
     pairs = [(before.kwargs, after.kwargs) for before, after in zip(played, told, strict=True)]
     return [name for before, after in pairs for name in before if name not in after or after[name] != before[name]]
 

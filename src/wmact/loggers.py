@@ -24,6 +24,8 @@ from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger
 from lightning.pytorch.loggers.logger import rank_zero_experiment
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
+from wmact.files import new_file
+
 Layout = dict[str, dict[str, list[str]]]
 """Category → title of a chart → the metrics drawn in it."""
 
@@ -157,15 +159,8 @@ class CSVMetrics(CSVLogger):
         """Replace metrics.csv. Lightning calls this after each `log_metrics`: once an iteration, twice with an eval."""
         if not self._rows or self._resumed:
             return
-        path = Path(self.log_dir, "metrics.csv")
-        path.parent.mkdir(parents=True, exist_ok=True)
-        half = path.with_suffix(".csv.half")  # in the same folder: os.replace is atomic within one filesystem
-        try:
-            half.write_text(_csv_line(self._columns) + "".join(self._lines.values()), encoding="utf-8", newline="")
-            os.replace(half, path)
-        except OSError as error:
-            error.filename = str(path)  # a full disk does not name the file
-            raise
+        with new_file(Path(self.log_dir, "metrics.csv")) as file:
+            file.write((_csv_line(self._columns) + "".join(self._lines.values())).encode())
 
     @rank_zero_only
     def finalize(self, status: str) -> None:

@@ -22,6 +22,7 @@ import torch
 from omegaconf import OmegaConf
 
 from wmact.callbacks import read_episodes
+from wmact.files import new_file
 from wmact.loggers import read_metrics
 
 Row = dict[str, str]
@@ -62,17 +63,10 @@ def read_results(folder: Path) -> Results:
 
 def write_results(folder: Path, results: Results) -> None:
     """Replace the three files. The one that says what is finished comes last, so that a kill leaves no half run."""
-    folder.mkdir(parents=True, exist_ok=True)
     for name in reversed(FILES):
         path, content = folder / FILES[name], _csv(getattr(results, name)).encode()
-        write_whole(path, gzip.compress(content, mtime=0) if path.suffix == ".gz" else content)  # no date in the file
-
-
-def write_whole(path: Path, content: bytes) -> None:
-    """Replace a file, whole or not at all."""
-    half = path.with_name(path.name + ".half")
-    half.write_bytes(content)
-    os.replace(half, path)
+        with new_file(path) as file:
+            file.write(gzip.compress(content, mtime=0) if path.suffix == ".gz" else content)  # no date in the file
 
 
 def collect(arm: str, seed: int, trained: Path, tested: Path, facts: Row) -> Results:

@@ -18,6 +18,8 @@ from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
 
+from wmact.files import new_folder
+
 ORIGIN = "HuggingFaceTB/SmolLM2-135M-Instruct"
 GGUF = "SmolLM2-135M-Instruct.Q4_1.gguf"
 GGUF_SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
@@ -82,14 +84,12 @@ def _packaged() -> Path:
 
 
 def _make(source: Path, target: Path) -> None:
-    half = target.with_suffix(".half")  # one name, so that what a killed process leaves is used again
-    shutil.rmtree(half, ignore_errors=True)
-    unpack(source, half)
-    written = sorted(path for path in half.iterdir() if path.is_file())
-    sums = "".join(f"{_sha256(path)}  {path.name}\n" for path in written)
-    (half / SUMS).write_text(sums, encoding="utf-8")
-    shutil.rmtree(target, ignore_errors=True)
-    half.rename(target)
+    shutil.rmtree(target, ignore_errors=True)  # it is missing or damaged
+    with new_folder(target) as folder:
+        unpack(source, folder)
+        written = sorted(path for path in folder.iterdir() if path.is_file())
+        sums = "".join(f"{_sha256(path)}  {path.name}\n" for path in written)
+        (folder / SUMS).write_text(sums, encoding="utf-8")
 
 
 def unpack(source: Path, target: Path) -> None:

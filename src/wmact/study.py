@@ -28,9 +28,10 @@ from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 from wmact.checkpoints import lock
 from wmact.commands import CommandParser
+from wmact.files import new_file
 from wmact.plot import require_matplotlib
 from wmact.report import Part, write_report
-from wmact.results import Results, collect, read_results, write_results, write_whole
+from wmact.results import Results, collect, read_results, write_results
 from wmact.study_file import Study, fingerprint, read_study
 
 RUNS = Path("runs", "study")
@@ -111,8 +112,8 @@ class Run:
         """
         if fingerprint(self.study.words(self.arm, self.seed)) != self.asked["settings"]:
             raise ValueError("a configuration file was changed since the study was started; restore it")
-        self.folder.mkdir(parents=True, exist_ok=True)
-        write_whole(self.folder / "asked.json", json.dumps(self.asked).encode())
+        with new_file(self.folder / "asked.json") as file:
+            file.write(json.dumps(self.asked).encode())
 
     def __str__(self) -> str:
         return f"{self.study.name} {self.arm} seed {self.seed}"

@@ -29,7 +29,7 @@ from typing import Any
 import numpy as np
 
 from wmact.commands import CommandParser
-from wmact.results import write_whole
+from wmact.files import new_file
 from wmact.rwml.distances import BUNDLED, Distance, Exact, JSONFields, RougeL, SentenceEmbedding, ServedEmbedding
 from wmact.rwml.nearmiss import GROSS, NEAR_MISSES, Pairs, all_pairs, by_hand
 from wmact.rwml.offline import predict, provenance, read_prediction_data, training_env
@@ -321,8 +321,8 @@ def sampled_predictions(data: Any, levels: list[int], samples: int) -> list[tupl
 
 def write_json(path: Path, result: dict[str, Any]) -> None:
     """Write a file, whole or not at all; what is not a number is null."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    write_whole(path, (json.dumps(_plain(result), indent=1) + "\n").encode())
+    with new_file(path) as file:
+        file.write((json.dumps(_plain(result), indent=1) + "\n").encode())
 
 
 def _plain(value: Any) -> Any:

@@ -116,17 +116,10 @@ class Chooser(OneByOne):
         return Completion(request.id, self.messages.say("assistant", said), [], stopped=True)
 
 
-class Walkthrough:
-    """The environment's own solution, made anew when it has been followed and the level is not solved."""
-
-    def __init__(self) -> None:
-        self.plan: list[str] = []
-
-    def __call__(self, env: gymnasium.Env[str, str], info: Mapping[str, Any], rng: np.random.Generator) -> str | None:
-        """The next action of the solution; None where there is none."""
-        unwrapped: Any = env.unwrapped
-        self.plan = self.plan or list(unwrapped.solution() or [])
-        return self.plan.pop(0) if self.plan else None
+def by_solution(env: gymnasium.Env[str, str], info: Mapping[str, Any], rng: np.random.Generator) -> str | None:
+    """The first action of the environment's own solution from where it is; None where there is none."""
+    unwrapped: Any = env.unwrapped
+    return next(iter(unwrapped.solution() or []), None)
 
 
 def tasks(env: gymnasium.Env[str, str], episodes: int, seed: int) -> Iterator[list[Task]]:
@@ -212,7 +205,7 @@ def record(
 def alone(data: RolloutData, recorder: Recorder, task: Task, source: Source) -> Episode:
     """Play an episode without a model."""
     messages = Messages()
-    sampler = Chooser(recorder, at_random if source == "random" else Walkthrough(), messages, task)
+    sampler = Chooser(recorder, at_random if source == "random" else by_solution, messages, task)
     limits = Limits(step_seconds=data.limits.step_seconds)  # those of tokens mean nothing here
     (episode,) = play([recorder], [task], sampler, messages, max_turns=data.max_turns, limits=limits, tell_rules=False)
     return episode

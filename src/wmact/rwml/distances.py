@@ -208,13 +208,12 @@ class ServedEmbedding(Embedding):
         Raises:
             OSError: the server does not answer, or not as OpenAI's API does.
         """
-        if self.model is None:
-            self.model = str(self.endpoint.served(None)["id"])
+        model = self.model or self.endpoint.only_model
         vectors: list[list[float]] = []
         for at in range(0, len(texts), self.batch_size):
             # An empty text is refused by servers; a space stands for it.
             some = [text or " " for text in texts[at : at + self.batch_size]]
-            answer = self.endpoint.ask("embeddings", {"model": self.model, "input": some, "encoding_format": "float"})
+            answer = self.endpoint.ask("embeddings", {"model": model, "input": some, "encoding_format": "float"})
             vectors += _vectors(answer, len(some), f"{self.endpoint.url}/embeddings")
         if len({len(vector) for vector in vectors}) != 1:
             raise OSError(f"{self.endpoint.url}/embeddings: embeddings of different lengths")

@@ -165,9 +165,8 @@ class Judge:
         return [verdicts[question] for question in asked]
 
     def _ask(self, question: str) -> float:
-        if self.model is None:
-            self.model = str(self.endpoint.served(None)["id"])
-        body = {"model": self.model, "messages": [{"role": "user", "content": question}]}
+        model = self.model or self.endpoint.only_model
+        body = {"model": model, "messages": [{"role": "user", "content": question}]}
         answer = self.endpoint.ask("chat/completions", body | {"temperature": 0, "max_tokens": self.max_tokens})
         match answer:
             case {"choices": [{"message": {"content": str() | None as text}}, *_]}:

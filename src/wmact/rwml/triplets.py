@@ -19,6 +19,8 @@ from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, get_args
 
+from wmact.files import new_file
+
 Role = Literal["observation", "action"]
 Source = Literal["model", "random", "walkthrough"]
 Part = Literal["all", "train", "held_out"]
@@ -104,20 +106,13 @@ def write_triplets(path: Path, provenance: Mapping[str, Any], triplets: Iterable
     Raises:
         OSError: it cannot be written; what was at `path` is still there.
     """
-    half = path.with_name(path.name + ".half")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with half.open("w", encoding="ascii") as file:
-            file.write(json.dumps({"provenance": provenance}) + "\n")
-            for triplet in triplets:
-                history = [entry._asdict() for entry in triplet.history]
-                file.write(json.dumps(dataclasses.asdict(triplet) | {"history": history}) + "\n")
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(half, path)
-    except OSError as error:
-        error.filename = str(path)  # a full disk does not name the file
-        raise
+    with new_file(path) as file:
+        for line in [{"provenance": provenance}, *map(_plain, triplets)]:
+            file.write((json.dumps(line) + "\n").encode("ascii"))
+
+
+def _plain(triplet: Triplet) -> dict[str, Any]:
+    return dataclasses.asdict(triplet) | {"history": [entry._asdict() for entry in triplet.history]}
 
 
 def read_triplets(path: str | os.PathLike[str]) -> TripletFile:
