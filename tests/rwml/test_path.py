@@ -11,13 +11,15 @@ from typing import Any
 import gymnasium
 import pytest
 import yaml
+from gymnasium.envs.registration import EnvSpec
 
 import tiny_worlds
 from wmact.cli import main
 from wmact.loggers import read_metrics
 from wmact.rollout import Task
 from wmact.rwml import prediction
-from wmact.rwml.collect import Recorder
+from wmact.rwml.collect import Recorder, record
+from wmact.rwml.offline import read_data
 from wmact.rwml.triplets import read_triplets
 
 pytestmark = [
@@ -196,12 +198,34 @@ class Counting(gymnasium.Env[str, str]):
 
 @pytest.mark.parametrize("steps", [0, 1, 3, 9])
 def test_a_short_history_is_what_a_prediction_would_show_of_the_whole(steps: int) -> None:
-    task = {0: Task(0, 0, 1)}
-    whole, short = (Recorder(Counting(), task, "random", "random", kept) for kept in (None, steps))
+    whole, short = (Recorder(Counting, "random", "random", kept) for kept in (None, steps))
     for recorder in (whole, short):
+        recorder.tasks = {0: Task(0, 0, 1)}
         recorder.reset(options={"level": 0})
         for i in range(8):
             recorder.step(f"action {i}")
     assert len(whole.kept[0][-1].history) == 15  # 0, and seven times an action and its answer
     for all_of_it, part in zip(whole.kept[0], short.kept[0], strict=True):
         assert list(part.history) == prediction.recent(all_of_it.history, steps)
+
+
+class Fragile(Counting):
+    """Fails for good in its third step, as one does whose process has died."""
+
+    spec = EnvSpec("Fragile-v0")
+    action_names = ("go",)
+    broken = False
+
+    def step(self, action: str) -> tuple[str, float, bool, bool, dict[str, Any]]:
+        self.broken |= self.taken == 2
+        if self.broken:
+            raise RuntimeError("gone")
+        return super().step(action)
+
+
+def test_collecting_goes_on_when_an_environment_fails(monkeypatch: pytest.MonkeyPatch) -> None:
+    data = read_data(["--config", str(ROOT / "configs" / "maze.yaml"), "--data.max_turns", "9"])
+    monkeypatch.setattr(type(data.env), "make", lambda _: Fragile())
+    played = record(data, "random", episodes=5)
+    assert [triplet.next for triplet in played.triplets] == 5 * ["1", "2"]
+    assert played.errors == 5 * ["RuntimeError: gone"]

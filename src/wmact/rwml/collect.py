@@ -14,8 +14,9 @@ The file is JSON lines (`wmact.rwml.triplets`); its first line says how it was m
 
 import itertools
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any, Self, get_args
 
 import gymnasium
 import numpy as np
@@ -38,29 +39,37 @@ class Recorder(gymnasium.Wrapper[str, str, str, str]):
     """Keeps a triplet of every action that is taken in an environment.
 
     Args:
-        env: the environment.
-        tasks: what is played, by level; each comes once.
+        make: makes the environment, and another one where it has failed.
         source, policy: who acts.
         history: most steps of the history that are kept; None keeps all.
 
     Attributes:
+        tasks: what is played, by level; each comes once.
         kept: triplets by level, in order.
         last_info: of the last reset or step.
     """
 
     def __init__(
         self,
-        env: gymnasium.Env[str, str],
-        tasks: Mapping[int, Task],
+        make: Callable[[], gymnasium.Env[str, str]],
         source: Source,
         policy: str,
         history: int | None = None,
     ) -> None:
-        super().__init__(env)
-        self.tasks, self.source, self.policy, self.steps = tasks, source, policy, history
+        super().__init__(make())
+        self.make, self.source, self.policy, self.steps = make, source, policy, history
+        self.tasks: Mapping[int, Task] = {}
         self.kept: dict[int, list[Triplet]] = {}
         self.last_info: dict[str, Any] = {}
         self._history: list[Said] = []
+
+    def renewed(self) -> Self:
+        """Go on with a new environment in the place of one that failed; what was kept stays."""
+        with suppress(Exception):
+            self.env.close()
+        with suppress(Exception):  # else the old one fails again, and is counted again
+            self.env = self.make()
+        return self
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[str, dict[str, Any]]:
         """Begin a level."""
@@ -176,27 +185,32 @@ def record(
         ValueError: the source does not suit the environment.
     """
     played = Played()
-    envs = [data.env.make()]
+    policy, at_once = (data.model, data.concurrency) if source == "model" else (source, 1)
+    recorders = [Recorder(data.env.make, source, policy, history)]
     try:
-        if source == "walkthrough" and not hasattr(envs[0].unwrapped, "solution"):
+        if source == "walkthrough" and not hasattr(recorders[0].unwrapped, "solution"):
             raise ValueError(f"--source walkthrough: {data.env.id} has no solution()")
-        if source == "model":
-            envs += [data.env.make() for _ in range(min(data.concurrency, episodes) - 1)]
+        recorders += [Recorder(data.env.make, source, policy, history) for _ in range(min(at_once, episodes) - 1)]
         done = 0
-        for some in tasks(envs[0], episodes, data.seed):
-            by_level = {task.level: task for task in some}
-            policy = data.model if source == "model" else source
-            recorders = [Recorder(env, by_level, source, policy, history) for env in envs]
+        for some in tasks(recorders[0], episodes, data.seed):
+            for recorder in recorders:
+                recorder.tasks, recorder.kept = {task.level: task for task in some}, {}
             if source == "model":
                 before = done  # a closure sees what a name holds when it is called
-                ended = by_model(data, recorders, some, lambda n: told(f"{before + n} of {episodes}"))  # noqa: B023
+                ended = by_model(
+                    data,
+                    recorders,
+                    some,
+                    lambda n: told(f"{before + n} of {episodes}"),  # noqa: B023
+                    renew=Recorder.renewed,
+                )
             else:
                 ended = [alone(data, recorders[0], task, source) for task in some]
             played.add(recorders, ended)
             done += len(some)
     finally:
-        for env in envs:
-            env.close()
+        for recorder in recorders:
+            recorder.close()
         if data.engine is not None:
             data.engine.close()
     return played
@@ -207,7 +221,16 @@ def alone(data: RolloutData, recorder: Recorder, task: Task, source: Source) -> 
     messages = Messages()
     sampler = Chooser(recorder, at_random if source == "random" else by_solution, messages, task)
     limits = Limits(step_seconds=data.limits.step_seconds)  # those of tokens mean nothing here
-    (episode,) = play([recorder], [task], sampler, messages, max_turns=data.max_turns, limits=limits, tell_rules=False)
+    (episode,) = play(
+        [recorder],
+        [task],
+        sampler,
+        messages,
+        max_turns=data.max_turns,
+        limits=limits,
+        tell_rules=False,
+        renew=lambda _: recorder.renewed(),
+    )
     return episode
 
 

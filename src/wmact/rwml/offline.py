@@ -47,12 +47,14 @@ def by_model(
     envs: Sequence[gymnasium.Env[str, str]],
     tasks: Sequence[Task],
     told: Callable[[int], None] = lambda done: None,
+    **how: Any,
 ) -> list[Episode]:
     """Play with the model as it is in its folder.
 
     Args:
         data: model, engine, limits and turns. The engine stays open.
         told: called with the number of episodes done, now and then.
+        how: passed on to `play`.
     """
     chat = Chat(load_tokenizer(data.model, data.trust_remote_code, data.chat_template))
     data.engine = data.engine or default_engine(data.trust_remote_code)
@@ -66,6 +68,7 @@ def by_model(
         limits=data.limits,
         tell_rules=data.tell_rules,
         progress=lambda done, _: told(done) if done == len(tasks) or done % 100 == 0 else None,
+        **how,
     )
     if all(episode.stop_reason == "context" and not episode.turns for episode in episodes):
         raise too_short(data.engine, min(len(episode.ids) for episode in episodes))
