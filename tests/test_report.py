@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 
 import known_study
-from wmact import report
-from wmact.report import Part, read_part
+from wmact import figures, report
+from wmact.results import Part, read_part
 
 
 @pytest.fixture
@@ -75,7 +75,7 @@ def test_internalisation_in_words(part: Part) -> None:
 
 
 def test_arms_are_drawn_with_their_seeds(part: Part) -> None:
-    standard, hard = report.arms_figure(part.only("step_penalty", "wmact")).axes
+    standard, hard = figures.arms_figure(part.only("step_penalty", "wmact")).axes
     assert [axes.get_title().split("\n")[0] for axes in (standard, hard)] == ["doors standard", "doors hard"]
     assert [tick.get_text() for tick in standard.get_xticklabels()] == ["step_penalty", "wmact"]
     dots = {line.get_label(): list(line.get_ydata()) for line in standard.lines}
@@ -92,7 +92,7 @@ def test_arms_are_drawn_with_their_seeds(part: Part) -> None:
 
 def test_differences_are_drawn_in_points(part: Part) -> None:
     pairs = [("wmact", "step_penalty"), ("step_penalty", "interactive")]
-    standard, hard = report.differences_figure(part, pairs).axes
+    standard, hard = figures.differences_figure(part, pairs).axes
     assert [tick.get_text() for tick in standard.get_yticklabels()] == [
         "wmact\nless step_penalty",
         "step_penalty\nless interactive",
@@ -109,7 +109,7 @@ def test_differences_are_drawn_in_points(part: Part) -> None:
 
 def test_curves_of_training(part: Part) -> None:
     named = {"train/actions_mean": "actions", "eval/standard/single_turn": "one turn", "eval/none": "nothing"}
-    actions, one, nothing = report.training_figure(part.only("interactive", "wmact"), named).axes
+    actions, one, nothing = figures.training_figure(part.only("interactive", "wmact"), named).axes
     assert [axes.get_ylabel() for axes in (actions, one, nothing)] == ["actions", "one turn", "nothing"]
     means = {line.get_label(): list(line.get_ydata()) for line in actions.lines}
     assert means["wmact"] == [5, 4, 3]  # of 4 3 2 and 6 5 4

@@ -21,10 +21,10 @@ from transformers import LlamaForCausalLM
 
 import tiny_worlds
 from command_line import refused, run
-from wmact import cli, plot, report, study
+from wmact import cli, figures, plot, study
 from wmact.checkpoints import lock
-from wmact.report import Outcomes, Part, write_report
-from wmact.results import Results, collect, count_parameters, outcome, read_results, write_results
+from wmact.report import write_report
+from wmact.results import Outcomes, Part, Results, collect, count_parameters, outcome, read_results, write_results
 from wmact.study_file import Study, fingerprint, read_study
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -365,12 +365,12 @@ def test_environments_stand_side_by_side() -> None:
     assert list(schedules) == ["head", "wmact", "tau_3"]  # those of gates; doors have no other schedule
     assert schedules["tau_3"][2] == "1 1"  # played with 2 in iteration 0 and with 1 in iteration 1, by both seeds
 
-    panels = report.turns_figure(parts).axes
+    panels = figures.turns_figure(parts).axes
     assert [axes.get_title() for axes in panels] == ["doors standard\nnano, 0.9 M", "gates standard\nnano, 0.9 M"]
     lines = {line.get_label(): list(line.get_ydata()) for line in panels[0].lines}
     assert lines["wmact"] == pytest.approx([0.7, 0.9, 0.9])
     assert 0.8814 in [line.get_ydata()[0] for line in panels[0].lines]  # the paper's
-    figure = report.success_figure(parts)
+    figure = figures.success_figure(parts)
     assert figure is not None
     shown = [axes for axes in figure.axes if axes.get_visible()]
     assert [axes.get_title().split("\n")[0] for axes in shown] == [

@@ -18,7 +18,8 @@ from wmact import smollm2
 from wmact.data import EnvSpec, Variant
 from wmact.loggers import read_metrics
 from wmact.models import BUNDLED
-from wmact.report import size, table
+from wmact.report import table
+from wmact.results import size
 from wmact.view import markdown
 
 TEMPLATE = Path(__file__).parent / "assets" / "card.md"

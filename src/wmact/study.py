@@ -30,8 +30,8 @@ from wmact.checkpoints import lock
 from wmact.commands import CommandParser
 from wmact.files import new_file
 from wmact.plot import require_matplotlib
-from wmact.report import Part, write_report
-from wmact.results import Results, collect, read_results, write_results
+from wmact.report import write_report
+from wmact.results import Part, Results, collect, read_results, write_results
 from wmact.study_file import Study, fingerprint, read_study
 
 RUNS = Path("runs", "study")
