@@ -19,7 +19,7 @@ from compare.inside import Host, fit
 from torch.utils.flop_counter import FlopCounterMode
 
 from wmact.collate import collate
-from wmact.estimate import Episodes, Sizes, activations, count, logits, update_flops
+from wmact.costs import Episodes, Sizes, activations, count, logits, update_flops
 from wmact.types import Batch
 
 

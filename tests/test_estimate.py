@@ -20,22 +20,18 @@ import command_line
 import ranks
 from wmact import cli
 from wmact.collate import collate
-from wmact.estimate import (
-    GIB,
+from wmact.costs import (
     Episodes,
-    Experiment,
     Machine,
     Sizes,
     activations,
     count,
-    estimate,
     forward_flops,
     generation_seconds,
     matrices,
-    misfits,
-    training_memory,
     update_flops,
 )
+from wmact.estimate import GIB, Experiment, estimate, misfits, training_memory
 from wmact.grpo import GRPO
 from wmact.lora import LoRA
 from wmact.models import Policy

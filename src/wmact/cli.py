@@ -16,9 +16,11 @@ import shlex
 import signal
 import sys
 import warnings
+from collections.abc import Sequence
 from pathlib import Path
 from typing import IO, Any
 
+import torch
 from jsonargparse import ArgumentError
 from lightning.fabric.plugins import TorchCheckpointIO
 from lightning.fabric.utilities.exceptions import MisconfigurationException
@@ -175,6 +177,32 @@ def build(args: list[str] | None = None, cli: type[CLI] = CLI, **kwargs: Any) ->
         args=args,
         **kwargs,
     )
+
+
+class Unweighed(CLI):
+    """Parses as `fit` does and builds networks on the meta device; there is no trainer, and nothing is run."""
+
+    def instantiate_classes(self) -> None:
+        """Build all but the trainer, which would ask for its devices."""
+        with torch.device("meta"):
+            self.config_init = self.parser.instantiate_classes(self.config)
+
+    def after_instantiate_classes(self) -> None:
+        """There is no run to prepare."""
+
+    def _run_subcommand(self, subcommand: str) -> None:
+        """Nothing is run."""
+
+
+def read_experiment(words: Sequence[str]) -> CLI:
+    """Return the experiment that `fit` would run with these words, without weights and without a trainer.
+
+    Raises:
+        ValueError: it is none.
+    """
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="LightningCLI's args parameter")
+        return build(["fit", *words], cli=Unweighed)
 
 
 def main(args: list[str] | None = None) -> None:

@@ -9,8 +9,8 @@ import gymnasium
 
 import wmact
 from wmact.chat import Chat
+from wmact.cli import read_experiment
 from wmact.data import RolloutData, default_engine, too_short
-from wmact.estimate import read_experiment
 from wmact.models import load_tokenizer, resolve_model
 from wmact.rollout import Task, play
 from wmact.rwml.data import PredictionData
