@@ -412,13 +412,17 @@ def test_bad_input(args: tuple[str, ...], told: str, pauses: list[float], capsys
 # How a model is used to playing
 
 
-def test_nano_plays_as_it_was_trained(capsys: pytest.CaptureFixture[str]) -> None:
-    config = yaml.safe_load((ROOT / "configs" / "warmstart" / "nano.yaml").read_text())["data"]["init_args"]
-    terms = read_terms(BUNDLED["nano"])
+@pytest.mark.parametrize(
+    ("model", "env"), [("nano", "wmact/Maze-v0"), ("nano-sokoban", "wmact/SokobanOneBox-v0")], ids=BUNDLED
+)
+def test_a_bundled_model_plays_as_it_was_trained(model: str, env: str, capsys: pytest.CaptureFixture[str]) -> None:
+    warm_start = ROOT / "configs" / "warmstart" / f"{model.removeprefix('nano-')}.yaml"
+    config = yaml.safe_load(warm_start.read_text())["data"]["init_args"]
+    terms = read_terms(BUNDLED[model])
     assert terms.envs == [EnvSpec(**world["env"]) for world in config["worlds"].values()]
     assert terms.limits == Limits(**config["limits"])
     assert (terms.tell_rules, terms.max_turns, terms.temperature) == (config["tell_rules"], config["max_turns"], 1.0)
-    assert run("nano", "--env", "wmact/Maze-v0", "--turns", "1") in (0, 1)
+    assert run(model, "--env", env, "--turns", "1") in (0, 1)
     told = capsys.readouterr().out
     assert "── turn 1 of 1 ──\nobservation:\n  wall (" in told  # as coordinates
     assert "reply (valid" in told

@@ -12,6 +12,11 @@ register(id="wmact/MazeHard-v0", entry_point="wmact_envs.maze:MazeEnv", kwargs={
 register(id="wmact/Taxi-v0", entry_point="wmact_envs.taxi:TaxiEnv")
 register(id="wmact/TaxiRainy-v0", entry_point="wmact_envs.taxi:TaxiEnv", kwargs={"rainy": True})
 register(id="wmact/TaxiFickle-v0", entry_point="wmact_envs.taxi:TaxiEnv", kwargs={"fickle": True})
+register(
+    id="wmact/SokobanOneBox-v0",
+    entry_point="wmact_envs.sokoban:SokobanEnv",
+    kwargs={"boxes": 1, "min_pushes": 2},
+)
 register(id="wmact/Sokoban-v0", entry_point="wmact_envs.sokoban:SokobanEnv")
 register(
     id="wmact/SokobanHard1-v0",

@@ -76,7 +76,7 @@ def model_card(exported: Exported) -> str:
     """Return the card, as Markdown with metadata for the hub."""
     init = exported.config["model"]["init_args"]
     base, hub = base_model(init["model"])
-    nano = init["model"] == "nano"
+    nano = init["model"] in BUNDLED
     metadata: dict[str, Any] = {"library_name": "transformers", "pipeline_tag": "text-generation"}
     metadata |= {"base_model": base} if hub else {}  # the hub takes it for one of its own
     metadata |= {"license": "apache-2.0"} if nano else {}

@@ -30,8 +30,9 @@ from wmact import smollm2
 from wmact.types import Batch
 
 LOGIT_BUDGET = 2**24  # entries of logits in memory at once: 64 MiB in float32
-BUNDLED = {"nano": Path(__file__).parent / "assets" / "nano"}
-TEMPLATES = {"plain": Path(__file__).parent / "assets" / "plain.jinja"}
+ASSETS = Path(__file__).parent / "assets"
+BUNDLED = {name: ASSETS / name for name in ("nano", "nano-sokoban")}
+TEMPLATES = {"plain": ASSETS / "plain.jinja"}
 
 
 def packed_attention(
@@ -75,7 +76,7 @@ AttentionInterface.register("wmact_packed", packed_attention)
 
 
 def resolve_model(model: str) -> str:
-    """Return the folder of "nano" or "smollm2" or a local folder, checked, or a hub id as it is.
+    """Return the folder of a bundled model ("nano") or "smollm2", a local folder, checked, or a hub id as it is.
 
     Raises:
         ValueError: a path that does not exist, or a folder that holds no model.

@@ -23,7 +23,7 @@ from hypothesis import strategies as st
 
 from wmact_envs import frozen, sokoban, sokoban_levels, splits
 from wmact_envs.maze import MOVES
-from wmact_envs.sokoban import HARD_1, HARD_2, STANDARD, Settings, SokobanEnv
+from wmact_envs.sokoban import HARD_1, HARD_2, ONE_BOX, STANDARD, Settings, SokobanEnv
 from wmact_envs.sokoban_levels import RAGEN, XSB, Level, State, draw, level_id, list_cells, move, parse, room_id
 from wmact_envs.sokoban_search import (
     board,
@@ -37,7 +37,7 @@ from wmact_envs.sokoban_search import (
     union,
 )
 
-PRESETS = [STANDARD, HARD_1, HARD_2]
+PRESETS = [ONE_BOX, STANDARD, HARD_1, HARD_2]
 BY_HAND = """\
 #######
 #__O__#
@@ -597,11 +597,11 @@ def test_a_level_that_takes_too_long_to_solve_is_redrawn():
     assert max(lengths) > 3
 
 
-@pytest.mark.parametrize(("settings", "moves"), [(STANDARD, 10), (HARD_1, 15), (HARD_2, 13)])
+@pytest.mark.parametrize(("settings", "moves"), [(ONE_BOX, 7), (STANDARD, 10), (HARD_1, 15), (HARD_2, 13)])
 def test_lengths_of_the_presets(settings, moves):
-    # Half of the levels need no more than about these moves; 3 pushes are the least that is asked for.
+    # Half of the levels need no more than about these moves; min_pushes are the least that is asked for.
     lengths = [sokoban.level(settings, "train", number).optimal_length for number in range(300)]
-    assert min(lengths) >= 3
+    assert min(lengths) >= settings.min_pushes
     assert abs(np.median(lengths) - moves) <= 1
     # The search back from the targets is never cut short: no start is out of its reach.
     for number in range(100):
@@ -755,7 +755,9 @@ def test_freezing_more_levels_than_there_are_is_refused():
 # ----------------------------------------------------------------------------------------------------- environment
 
 
-@pytest.mark.parametrize("env_id", ["wmact/Sokoban-v0", "wmact/SokobanHard1-v0", "wmact/SokobanHard2-v0"])
+@pytest.mark.parametrize(
+    "env_id", ["wmact/SokobanOneBox-v0", "wmact/Sokoban-v0", "wmact/SokobanHard1-v0", "wmact/SokobanHard2-v0"]
+)
 @pytest.mark.parametrize("layout", ["grid", "cells"])
 @pytest.mark.parametrize("split", splits.SPLITS)
 def test_check_env(env_id, layout, split):
@@ -771,9 +773,9 @@ def test_check_env(env_id, layout, split):
 
 
 def test_made_with_arguments():
-    made = [gymnasium.make(f"wmact_envs:wmact/Sokoban{name}-v0").unwrapped for name in ("", "Hard1", "Hard2")]
+    made = [gymnasium.make(f"wmact_envs:wmact/Sokoban{name}-v0").unwrapped for name in ("OneBox", "", "Hard1", "Hard2")]
     assert [env.settings for env in made] == PRESETS == list(sokoban.FROZEN)
-    assert [tuple(settings)[:3] for settings in PRESETS] == [(7, 7, 2), (10, 10, 2), (7, 7, 3)]
+    assert [tuple(settings)[:3] for settings in PRESETS] == [(7, 7, 1), (7, 7, 2), (10, 10, 2), (7, 7, 3)]
     assert gymnasium.make("wmact_envs:wmact/Sokoban-v0", width=9).unwrapped.settings == Settings(width=9)
     env = made[0]
     assert env.action_names == ("up", "down", "left", "right")

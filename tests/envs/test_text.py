@@ -35,7 +35,8 @@ def walk(env: Any, levels: int = 5, steps: int = 30) -> Any:
 
 
 def test_all_are_here() -> None:
-    assert IDS == ["wmact/Maze-v0", "wmact/Sokoban-v0", "wmact/Taxi-v0", "wmact/TaxiFickle-v0", "wmact/TaxiRainy-v0"]
+    sokoban, taxi = ["wmact/Sokoban-v0", "wmact/SokobanOneBox-v0"], ["wmact/Taxi-v0", "wmact/TaxiFickle-v0"]
+    assert IDS == ["wmact/Maze-v0", *sokoban, *taxi, "wmact/TaxiRainy-v0"]
 
 
 def test_a_place_says_all_of_the_state(env: Any) -> None:
