@@ -36,7 +36,7 @@ def walk(env: Any, levels: int = 5, steps: int = 30) -> Any:
 
 def test_all_are_here() -> None:
     names = ("Maze", "Sokoban", "SokobanOneBox", "Taxi", "TaxiFickle", "TaxiRainy")
-    assert IDS == [f"wmact/{name}-v0" for name in names]
+    assert tuple(IDS) == tuple(f"wmact/{name}-v0" for name in names)
 
 
 def test_a_place_says_all_of_the_state(env: Any) -> None:
