@@ -16,6 +16,7 @@ from nbformat.v4 import new_code_cell
 
 import known_study
 from wmact.callbacks.episodes import append_episodes
+from wmact.results import read_part
 from wmact.types import Action, Episode, Turn
 from wmact_envs.maze import MazeEnv
 
@@ -217,3 +218,15 @@ def test_notebooks_are_kept_as_they_are_written(path: Path) -> None:
     names = [node.attr for node in ast.walk(ast.parse(code)) if isinstance(node, ast.Attribute)]
     names += [a.name for node in ast.walk(ast.parse(code)) if isinstance(node, ast.ImportFrom) for a in node.names]
     assert not [name for name in names if name.startswith("_")]
+
+
+@pytest.mark.parametrize("name", ["internalisation", "step_penalty_vs_annealing"])
+def test_as_they_stand_they_read_the_committed_results(name: str) -> None:
+    notebook = nbformat.read(FOLDER / f"{name}.ipynb", as_version=4)
+    given: dict[str, Any] = {}
+    exec("\n".join(source(notebook, "parameters")), given)
+    part = read_part(FOLDER / given["STUDY"], FOLDER / given["RESULTS"])
+    named = re.search(r"^ARMS = (.+)$", source(notebook)[1], re.MULTILINE)
+    arms = ast.literal_eval(named[1]) if named else part.arms
+    assert part.only(*arms).arms == arms
+    assert {"wmact", "interactive"} <= set(arms)
