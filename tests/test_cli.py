@@ -32,7 +32,7 @@ SMALL = """
     --trainer.fast_dev_run true --model.model nano --data.engine wmact.engines.TransformersEngine --data.groups 2
     --data.samples 2 --data.max_turns 2 --data.limits.turn_tokens 8
     --data.validation.levels 2 --data.testing.levels 2 --data.validation.curve [1] --data.testing.curve [1]
-    --data.tell_rules false
+    --data.tell_rules false --trainer.accelerator cpu
 """.split()
 
 pytestmark = [
