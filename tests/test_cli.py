@@ -27,6 +27,7 @@ from wmact.types import Played
 
 ROOT = Path(__file__).resolve().parent.parent
 MAZE = str(ROOT / "configs" / "maze.yaml")
+PRETRAINED = str(ROOT / "configs" / "models" / "pretrained.yaml")
 COMMANDS = ("fit", "validate", "test", "predict")
 SMALL = """
     --trainer.fast_dev_run true --model.model nano --data.engine wmact.engines.TransformersEngine --data.groups 2
@@ -515,7 +516,7 @@ def test_the_environment_of_the_documentation(model: str, tmp_path: Path, monkey
     played: list[Played] = []
     evaluate = RolloutData._evaluate
     monkeypatch.setattr(RolloutData, "_evaluate", lambda *a: played.append(evaluate(*a)) or played[-1])
-    assert run("test", "--config", MAZE, "--config", "guess.yaml", *SMALL, "--model.model", model) == 0
+    assert run("test", "--config", MAZE, "--config", PRETRAINED, "--config", "guess.yaml", *SMALL, "--model.model", model) == 0
     (only,) = played
     assert only.variant == "standard"
     assert [episode.observations[0] for episode in only.episodes] == ["Guess."] * len(only.episodes)
