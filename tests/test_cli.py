@@ -516,7 +516,8 @@ def test_the_environment_of_the_documentation(model: str, tmp_path: Path, monkey
     played: list[Played] = []
     evaluate = RolloutData._evaluate
     monkeypatch.setattr(RolloutData, "_evaluate", lambda *a: played.append(evaluate(*a)) or played[-1])
-    assert run("test", "--config", MAZE, "--config", PRETRAINED, "--config", "guess.yaml", *SMALL, "--model.model", model) == 0
+    configs = [word for file in (MAZE, PRETRAINED, "guess.yaml") for word in ("--config", file)]
+    assert run("test", *configs, *SMALL, "--model.model", model) == 0
     (only,) = played
     assert only.variant == "standard"
     assert [episode.observations[0] for episode in only.episodes] == ["Guess."] * len(only.episodes)
