@@ -258,6 +258,19 @@ def test_the_key_goes_to_the_server_and_nowhere_else(
     assert "hunter2" not in str(capsys.readouterr())
 
 
+def test_a_key_that_cannot_be_sent_is_not_shown(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with serving(Stub(chat_like("<action>left</action>"))) as stub:
+        monkeypatch.setenv("OPENAI_API_KEY", "sk-hunter2\n")
+        assert run(*DOORS, "--url", stub.url) == 0
+        assert {asked.headers.get("Authorization") for asked in stub.asked} == {"Bearer sk-hunter2"}
+        monkeypatch.setenv("OPENAI_API_KEY", "sk-hunter2\nX-Other: 1")
+        told = refused(capsys, *DOORS, "--url", stub.url)
+    assert "OPENAI_API_KEY has characters that no key has" in told
+    assert "hunter2" not in told
+
+
 def test_a_redirection_is_not_followed(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("OPENAI_API_KEY", "sk-hunter2")
     with serving(Stub(chat_like("x"))) as thief:

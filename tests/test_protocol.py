@@ -354,3 +354,10 @@ def test_instructions_for_one_action_a_reply() -> None:
 def test_first_message() -> None:
     assert protocol.first_message("Rules.", "#P.#") == "Rules.\n\n#P.#"
     assert protocol.first_message(None, "#P.#") == "#P.#"
+
+
+def test_numbers_that_are_actions_are_no_numbers_of_a_list() -> None:
+    digits = tuple("0123456789")
+    assert protocol.parse("<action>4, 7.</action>", digits).actions == ["4", "7"]
+    assert protocol.parse("<action>7.</action>", digits).actions == ["7"]
+    assert protocol.parse("<action>1. up 2. left</action>", ("up", "left")).actions == ["up", "left"]

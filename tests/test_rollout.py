@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import gymnasium
+import numpy as np
 import pytest
 from gymnasium.spaces import Text
 
@@ -243,6 +244,25 @@ class Talk(Plain):
 
     def step(self, action: str) -> tuple[str, float, bool, bool, dict[str, Any]]:
         return f"heard {action}", float(";" in action), ";" in action, False, {"valid": "wall" not in action}
+
+
+class Rubbish(Plain):
+    """Plain, but its word of what was effective is an array, or its reader fails."""
+
+    def __init__(self, reader: bool) -> None:
+        super().__init__()
+        if reader:
+            self.read_reply = lambda text: 1 / 0
+
+    def step(self, action: str) -> tuple[str, float, bool, bool, dict[str, Any]]:
+        return "x", 0.0, False, False, {"effective": np.array([True, False])}
+
+
+@pytest.mark.parametrize(("reader", "told"), [(True, "ZeroDivisionError"), (False, "truth value of an array")])
+def test_rubbish_from_an_environment_ends_its_episode_only(scripted: Any, reader: bool, told: str) -> None:
+    episode = one(Rubbish(reader), scripted(lambda request: "<action>up</action>"))
+    assert episode.stop_reason == "error"
+    assert told in str(episode.error)
 
 
 def test_one_action_is_played_as_it_stands(scripted: Any) -> None:

@@ -50,7 +50,9 @@ class Endpoint:
         request = urllib.request.Request(f"{self.url}/{path}", headers={"Content-Type": "application/json"})
         if body is not None:
             request.data = json.dumps(body).encode()
-        if key := os.environ.get("OPENAI_API_KEY"):
+        if key := os.environ.get("OPENAI_API_KEY", "").strip():
+            if not (key.isascii() and key.isprintable()):  # urllib would refuse it with a message that shows it
+                raise OSError("OPENAI_API_KEY has characters that no key has: set it again")
             request.add_header("Authorization", f"Bearer {key}")
         trouble = ""
         for attempt in range(self.tries):

@@ -63,6 +63,8 @@ class SaveConfig(SaveConfigCallback):
         """Write it, once."""
         if not self.past_first:  # Lightning's own mark is set in the first process only, and all of them must agree
             self.past_first = True
+            self.config = self.config.clone()
+            self.config["ckpt_path"] = None  # else whoever starts anew with this file would go on with this run
             super().setup(trainer, pl_module, "fit")
 
 
@@ -171,6 +173,7 @@ def build(args: list[str] | None = None, cli: type[CLI] = CLI, **kwargs: Any) ->
         subclass_mode_data=True,
         seed_everything_default=0,
         auto_configure_optimizers=False,
+        trainer_defaults={"num_sanity_val_steps": 0, "log_every_n_steps": 1},  # an iteration is one batch
         parser_kwargs={"parser_mode": "omegaconf+", "exit_on_error": False, "epilog": HELP},
         save_config_callback=SaveConfig,
         save_config_kwargs={"overwrite": True},

@@ -488,10 +488,12 @@ class RolloutData(L.LightningDataModule):
     def _draw_levels(self) -> list[int]:
         """Numbers of the next levels of this seed's endless sequence, none twice by level_id."""
         probe: Any = self._pool(self.env, 1)[0]
+        levels = getattr(probe.unwrapped, "num_levels", None) or 2**31
+        if levels < self.groups:
+            raise ValueError(f"data.groups={self.groups}: the environment has only {levels} different levels")
         seen: dict[str, int] = {}
         for _ in range(1000 * self.groups):
-            level = int(np.random.SeedSequence([self.seed, self.cursor]).generate_state(1)[0])
-            level %= getattr(probe.unwrapped, "num_levels", None) or 2**31
+            level = int(np.random.SeedSequence([self.seed, self.cursor]).generate_state(1)[0]) % levels
             self.cursor += 1
             try:
                 with deadline(self.limits.step_seconds, self._told_to_stop):
@@ -541,5 +543,6 @@ def too_short(engine: Engine, prompt: int) -> ValueError:
     """The error for a context that holds no prompt."""
     return ValueError(
         f"the engine's context of {engine.max_model_len} tokens has no room for an answer after a first prompt of "
-        f"{prompt} tokens: raise data.engine.init_args.max_model_len, or take a model with a longer context"
+        f"{prompt} tokens: take a model with a longer context, or raise max_model_len (--data.engine "
+        f"wmact.engines.{type(engine).__name__} --data.engine.init_args.max_model_len N)"
     )

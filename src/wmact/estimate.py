@@ -139,7 +139,7 @@ def read_texts(spec: EnvSpec, chat: Chat | None, tell_rules: bool) -> tuple[int,
     one_action = getattr(env.unwrapped, "one_action", False)
     told = protocol.instructions(rules or "", names, example, one_action) if tell_rules else None
     first, later = [], []
-    for level in range(LEVELS):
+    for level in range(min(LEVELS, getattr(env.unwrapped, "num_levels", None) or LEVELS)):
         observation, _ = env.reset(seed=level, options={"level": level})
         first.append(protocol.first_message(told, observation))
         later.append(observation)

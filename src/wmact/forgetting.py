@@ -34,6 +34,7 @@ from transformers import PreTrainedTokenizerBase
 
 from wmact.collate import collate
 from wmact.commands import CommandParser
+from wmact.files import new_file
 from wmact.models import Policy, load_tokenizer
 from wmact.statistics import Estimate, bootstrap
 from wmact.types import Episode, Turn
@@ -283,4 +284,5 @@ def main(args: Sequence[str]) -> None:
             "figures": {name: {of: figure._asdict() for of, figure in row.items()} for name, row in figures.items()},
             "weights": change,
         }
-        options.out.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+        with new_file(options.out) as file:
+            file.write((json.dumps(record, indent=1) + "\n").encode())

@@ -21,6 +21,16 @@ from wmact.statistics import with_interval
 from wmact.types import Batch, Mean, Played, TrainingStopped
 
 
+def require_not_negative(name: str, value: float) -> None:
+    """Refuse a setting that is below 0, infinite or NaN: torch checks a rate of its own only, not those of groups.
+
+    Raises:
+        ValueError: it is.
+    """
+    if not 0 <= value < math.inf:
+        raise ValueError(f"{name}={value}: must be a number, and not negative")
+
+
 def trainable(network: nn.Module) -> list[nn.Parameter]:
     """The parameters that an optimizer is for: all, or with LoRA the adapters'."""
     return [parameter for parameter in network.parameters() if parameter.requires_grad]

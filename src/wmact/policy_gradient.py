@@ -15,7 +15,7 @@ from transformers import PreTrainedModel
 from wmact import losses
 from wmact.lora import LoRA, adapted
 from wmact.models import Policy
-from wmact.module import AgentModule, trainable
+from wmact.module import AgentModule, require_not_negative, trainable
 from wmact.processes import largest, total
 from wmact.types import Batch
 
@@ -118,9 +118,9 @@ class PolicyGradient(AgentModule):
         for name, value in {"epochs": epochs, "minibatches": minibatches, "token_budget": token_budget}.items():
             if value < 1:
                 raise ValueError(f"{name}={value}: must be at least 1")
-        for name, bound in {"clip_low": clip_low, "clip_high": clip_high, "echo_coef": echo_coef}.items():
-            if bound < 0:
-                raise ValueError(f"{name}={bound}: must not be negative")
+        bounds = {"lr": lr, "clip_low": clip_low, "clip_high": clip_high, "kl_coef": kl_coef, "echo_coef": echo_coef}
+        for name, bound in bounds.items():
+            require_not_negative(name, bound)
         if importance_cap is not None and importance_cap <= 0:
             raise ValueError(f"importance_cap={importance_cap}: must be above 0; null leaves the weights out")
         self.save_hyperparameters()

@@ -23,7 +23,7 @@ from wmact import losses
 from wmact.advantages import explained_variance, gae, whiten
 from wmact.lora import LoRA, adapted
 from wmact.models import Critic
-from wmact.module import trainable
+from wmact.module import require_not_negative, trainable
 from wmact.policy_gradient import PolicyGradient
 from wmact.processes import total
 from wmact.types import Batch
@@ -54,6 +54,7 @@ class PPO(PolicyGradient):
         for name, share in {"gamma": gamma, "lam": lam}.items():
             if not 0 <= share <= 1:
                 raise ValueError(f"{name}={share}: must be between 0 and 1")
+        require_not_negative("critic_lr", critic_lr)
         super().__init__(model, **kwargs)
 
     def build(self, base: str | PreTrainedModel, lora: LoRA | None) -> None:

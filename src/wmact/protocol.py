@@ -182,7 +182,8 @@ def _single_spaced(text: str) -> str:
 
 def _read_words(content: str, names: dict[str, str]) -> Iterator[str]:
     """Actions of one word: numbers of lists, comments in parentheses and filler words are left out."""
-    text = LIST_NUMBER.sub(" ", _without_comments(content)).replace("\ufe0f", "")  # the last makes an arrow an emoji
+    text = _without_comments(content).replace("\ufe0f", "")  # which makes an arrow an emoji
+    text = LIST_NUMBER.sub(lambda match: match[0] if match[0].rstrip(".): ") in names else " ", text)
     text = text.replace("->", " ").replace("=>", " ")
     # "up → down" says what comes next; only a row of nothing but arrows means "right" by it.
     spelled = any(_name(word, names) for word in WORD.findall(text))

@@ -186,7 +186,8 @@ class Player:
         if not completion.stopped:
             episode.stop_reason = self._limit_reached(request)
             return
-        answer = self.read(text)
+        with self._foreign():
+            answer = self.read(text)
         turn.format = answer.format
         for action in answer.actions:
             turn.actions.append(self._act(action))
@@ -217,8 +218,8 @@ class Player:
         with self._foreign():
             observation, given, terminated, truncated, info = self.env.step(action)
             self.observation, self.info, reward = _text(observation), info, _finite(given)
-            success = info.get("success", reward > 0)
-            valid, effective = info.get("valid", True), info.get("effective", self.observation != before)
+            terminated, truncated, success = bool(terminated), bool(truncated), bool(info.get("success", reward > 0))
+            valid, effective = bool(info.get("valid", True)), bool(info.get("effective", self.observation != before))
         episode.reward += reward
         if terminated:
             episode.stop_reason = "solved" if success else "dead"

@@ -13,7 +13,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from wmact import losses
 from wmact.lora import LoRA, adapted
 from wmact.models import Policy, load_tokenizer, resolve_model
-from wmact.module import AgentModule, trainable
+from wmact.module import AgentModule, require_not_negative, trainable
 from wmact.processes import total, whole
 from wmact.types import Batch
 
@@ -61,8 +61,10 @@ class SFT(AgentModule):
         trust_remote_code: bool = False,
     ) -> None:
         super().__init__(max_grad_norm, max_skipped, float("inf"))
-        if echo_coef < 0:
-            raise ValueError(f"echo_coef={echo_coef}: must not be negative")
+        for name, value in {"lr": lr, "echo_coef": echo_coef}.items():
+            require_not_negative(name, value)
+        if save_to is not None and Path(save_to).is_file():
+            raise ValueError(f"save_to={save_to!r}: a file, and no folder")
         if from_scratch and lora:
             raise ValueError("model.from_scratch=True with model.lora: random weights are to be trained, all of them")
         self.save_hyperparameters()

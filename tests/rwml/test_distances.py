@@ -10,11 +10,13 @@ import torch
 
 import stub_server
 from wmact.rwml.distances import (
+    Embedding,
     Exact,
     JSONFields,
     RougeL,
     SentenceEmbedding,
     ServedEmbedding,
+    _vectors,
     embedder_folder,
     pool,
     pooling_of,
@@ -115,6 +117,16 @@ def test_fields_of_json():
     assert found == [0.0, pytest.approx(0.25), pytest.approx(1 / 7), 1.0, 1.0, 1.0]
     assert JSONFields()(["Not found", "not"], ["Not  found", "Not found"]) == [0.0, 1.0]
     assert Exact()([same, other, "a  b\n", "a"], [order, order, "a b", "b"]) == [0.0, 1.0, 0.0, 1.0]
+
+
+def test_an_embedding_that_is_no_number_is_far_from_everything():
+    class Broken(Embedding):
+        def embed(self, texts):
+            return np.array([[np.nan, 1.0] if "bad" in text else [1.0, 0.0] for text in texts], dtype=np.float32)
+
+    assert Broken(kept=9)(["bad prediction", "good"], ["truth", "truth"]) == [2.0, 0.0]
+    with pytest.raises(OSError, match="not an answer of OpenAI's API"):
+        _vectors({"data": [{"index": 0, "embedding": [float("nan"), 1.0]}]}, 1, "server")
 
 
 def test_pooling_by_hand():

@@ -229,3 +229,12 @@ def test_collecting_goes_on_when_an_environment_fails(monkeypatch: pytest.Monkey
     played = record(data, "random", episodes=5)
     assert [triplet.next for triplet in played.triplets] == 5 * ["1", "2"]
     assert played.errors == 5 * ["RuntimeError: gone"]
+
+
+def test_a_solution_that_is_known_from_the_beginning_only_is_followed_to_its_end() -> None:
+    pytest.importorskip("tau2")
+    data = read_data(["--config", str(ROOT / "configs" / "tau2.yaml"), "--data.env.kwargs.domain", "mock"])
+    data.env.kwargs["split"] = "base"
+    played = record(data, "walkthrough", episodes=3)
+    assert played.ends == {"solved": 3}
+    assert len(played.triplets) > 3

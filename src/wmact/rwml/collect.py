@@ -125,10 +125,20 @@ class Chooser(OneByOne):
         return Completion(request.id, self.messages.say("assistant", said), [], stopped=True)
 
 
-def by_solution(env: gymnasium.Env[str, str], info: Mapping[str, Any], rng: np.random.Generator) -> str | None:
-    """The first action of the environment's own solution from where it is; None where there is none."""
-    unwrapped: Any = env.unwrapped
-    return next(iter(unwrapped.solution() or []), None)
+class BySolution:
+    """Follows the environment's own solution; asks for another one when it is used up and the level is not solved.
+
+    It is not asked at every step: some environments know a solution from the beginning only.
+    """
+
+    def __init__(self) -> None:
+        self.plan: list[str] = []
+
+    def __call__(self, env: gymnasium.Env[str, str], info: Mapping[str, Any], rng: np.random.Generator) -> str | None:
+        """The next action; None where there is none."""
+        unwrapped: Any = env.unwrapped
+        self.plan = self.plan or list(unwrapped.solution() or [])
+        return self.plan.pop(0) if self.plan else None
 
 
 def tasks(env: gymnasium.Env[str, str], episodes: int, seed: int) -> Iterator[list[Task]]:
@@ -219,7 +229,7 @@ def record(
 def alone(data: RolloutData, recorder: Recorder, task: Task, source: Source) -> Episode:
     """Play an episode without a model."""
     messages = Messages()
-    sampler = Chooser(recorder, at_random if source == "random" else by_solution, messages, task)
+    sampler = Chooser(recorder, at_random if source == "random" else BySolution(), messages, task)
     limits = Limits(step_seconds=data.limits.step_seconds)  # those of tokens mean nothing here
     (episode,) = play(
         [recorder],

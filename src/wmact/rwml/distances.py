@@ -7,6 +7,7 @@ so for tool output there are distances that look at letters and at fields too.
 
 import importlib.util
 import json
+import math
 import os
 from collections import OrderedDict
 from collections.abc import Sequence
@@ -117,7 +118,7 @@ class Embedding:
         for text in asked:
             self._known.move_to_end(text)
         pairs = zip(predicted, observed, strict=True)
-        found = [0.0 if a == b else max(0.0, 1 - float(self._known[a] @ self._known[b])) for a, b in pairs]
+        found = [0.0 if a == b else _distance(self._known[a], self._known[b]) for a, b in pairs]
         while len(self._known) > self.kept:
             self._known.popitem(last=False)
         return found
@@ -220,15 +221,25 @@ class ServedEmbedding(Embedding):
         return np.array(vectors, dtype=np.float32)
 
 
+def _distance(a_D: np.ndarray, b_D: np.ndarray) -> float:
+    """1 - cosine of two unit vectors, from 0 to 2; the most where there is none: max(0.0, nan) would be 0."""
+    distance = 1 - float(a_D @ b_D)
+    return max(0.0, distance) if math.isfinite(distance) else 2.0
+
+
 def _vectors(answer: Any, number: int, where: str) -> list[list[float]]:
     """The embeddings of an answer, in the order that was asked for."""
     match answer:
         case {"data": [*rows]} if len(rows) == number:
             found = {row.get("index", i): row.get("embedding") for i, row in enumerate(rows) if isinstance(row, dict)}
             vectors = [found.get(i) for i in range(number)]
-            if all(isinstance(v, list) and v and all(type(x) in (int, float) for x in v) for v in vectors):
+            if all(isinstance(v, list) and v and all(map(_is_number, v)) for v in vectors):
                 return vectors  # type: ignore[return-value]
     raise unexpected(where, answer)
+
+
+def _is_number(value: Any) -> bool:
+    return type(value) in (int, float) and math.isfinite(value)  # JSON as Python reads it has NaN
 
 
 def pool(hidden_BTH: torch.Tensor, mask_BT: torch.Tensor, pooling: str) -> torch.Tensor:
