@@ -452,6 +452,7 @@ def test_arguments_are_those_of_the_environment_it_was_trained_on() -> None:
     terms = Terms([EnvSpec("wmact_envs:wmact/Maze-v0", {"layout": "cells", "loops": 0.5})])
     assert terms.kwargs("wmact_envs:wmact/Maze-v0") == {"layout": "cells", "loops": 0.5}
     assert terms.kwargs("wmact_envs:wmact/MazeHard-v0") == {"layout": "cells"}  # how it is told is the model's matter
+    assert terms.kwargs("wmact_envs:wmact/ALFWorld-v0") == {}  # it is told in one way only
     assert terms.kwargs("others:Maze-v0") == Terms().kwargs("wmact_envs:wmact/Taxi-v0") == {}
 
 

@@ -121,7 +121,8 @@ def base_model(model: str) -> tuple[str, bool]:
 def environments(data: Mapping[str, Any]) -> list[EnvSpec]:
     """Return the environments that were trained on: one of a rollout, those demonstrated, or one of predictions."""
     if "triplets" in data:
-        return [EnvSpec(PREDICTION, {name: data[name] for name in ("kinds", "history", "tag") if name in data})]
+        asked = {name: data[name] for name in ("kinds", "history", "tag") if name in data}
+        return [EnvSpec(PREDICTION, asked | {"told": data["tell_rules"]})]
     worlds = data.get("worlds")
     return [EnvSpec(**spec) for spec in ([world["env"] for world in worlds.values()] if worlds else [data["env"]])]
 

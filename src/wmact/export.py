@@ -175,6 +175,8 @@ def export(ckpt: Path, target: Path, test: Path | None = None, dtype: torch.dtyp
     config = read_config(run)
     init, data = config["model"]["init_args"], config["data"]["init_args"]
     terms = terms_of({name: data[name] for name in PLAYED}, run / "config.yaml")
+    if "triplets" in data:
+        terms = replace(terms, tell_rules=False)  # a prediction's prompt holds what is told (`environments`)
     played = environments(data)
     told = [replace(spec, kwargs=public(spec.kwargs)) for spec in played]
     model, trusted = str(init.get("model")), init.get("trust_remote_code") is True

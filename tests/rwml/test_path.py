@@ -19,8 +19,9 @@ from wmact.loggers import read_metrics
 from wmact.rollout import Task
 from wmact.rwml import prediction
 from wmact.rwml.collect import Recorder, record
-from wmact.rwml.offline import read_data
+from wmact.rwml.offline import read_data, read_prediction_data
 from wmact.rwml.triplets import read_triplets
+from wmact.terms import read_terms
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:.*LeafSpec"),
@@ -158,6 +159,10 @@ def test_trained_calibrated_filtered_and_evaluated(folder: Path, capsys: pytest.
     run("export", before / "checkpoints" / "last.ckpt", folder / "agent")
     assert "Prediction-v0" in (folder / "agent" / "README.md").read_text()
     assert str(folder) not in (folder / "agent" / "wmact.json").read_text()
+    terms = read_terms(folder / "agent")
+    trained_on = read_prediction_data(["--config", str(folder / "rwml.yaml"), *map(str, model)])
+    assert terms.envs[0].kwargs["told"] == trained_on.env.kwargs["told"]
+    assert not terms.tell_rules  # else the instructions of acting would stand around it
 
 
 @pytest.mark.parametrize(
