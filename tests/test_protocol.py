@@ -361,3 +361,11 @@ def test_numbers_that_are_actions_are_no_numbers_of_a_list() -> None:
     assert protocol.parse("<action>4, 7.</action>", digits).actions == ["4", "7"]
     assert protocol.parse("<action>7.</action>", digits).actions == ["7"]
     assert protocol.parse("<action>1. up 2. left</action>", ("up", "left")).actions == ["up", "left"]
+
+
+@pytest.mark.parametrize(
+    "names", [("(0,0)", "(0,2)", "(1,1)"), ("place 0,1", "place 2,2", "pass"), ("a, b; c", "d"), ("up", "down")]
+)
+def test_the_example_of_an_answer_can_be_read(names: tuple[str, ...]) -> None:
+    told = protocol.instructions("rules", names, names[:2])
+    assert protocol.parse(told[told.rindex("<action>") :], names).actions == list(names[:2])

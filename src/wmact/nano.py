@@ -149,6 +149,8 @@ def main(args: Sequence[str]) -> None:
         parser.error(f"--layers {options.layers} --context {options.context}: at least 1")
     if options.vocabulary < (least := 256 + len(SPECIAL)):
         parser.error(f"--vocabulary {options.vocabulary}: at least {least}, which are bytes and control tokens")
+    if options.out.is_file():
+        parser.error(f"--out {options.out}: a file, and no folder")
     found = [triplet for path in options.triplets for triplet in read_triplets(path).triplets]
     tokenizer = learn_tokenizer(told(found), options.vocabulary, options.context)
     torch.manual_seed(options.seed)

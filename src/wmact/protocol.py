@@ -29,6 +29,8 @@ LIST_NUMBER = re.compile(r"\b\d+\s?[.):]")
 BULLET = re.compile(r"^(?:\d+\s?[.):]|[-*•+])\s")
 WORD = re.compile(r"[^\s,;:|/\\<>=()\[\]{}\"'`“”‘’«»*#~•·….!?–—→⇒]+")
 SEPARATORS = "\n;|,"  # of actions that may be several words
+MARKS = ((",", "commas"), (";", "semicolons"), ("|", "bars"))
+"""What a model is told to put between actions: the first that is no part of one."""
 ARROWS = {"→": "right", "➡": "right", "←": "left", "⬅": "left", "↑": "up", "⬆": "up", "↓": "down", "⬇": "down"}
 FILLERS = frozenset(
     "move moves go then and to the a i will my is are next finally first lastly step steps action actions answer "
@@ -80,14 +82,15 @@ def instructions(
     With `one_action` each of the example actions is an example of its own.
     """
     parts = [rules.strip()]
+    mark, marks = next((pair for pair in MARKS if not any(pair[0] in name for name in action_names)), MARKS[-1])
     if action_names:
-        parts.append(f"Actions: {', '.join(action_names)}.")
+        parts.append(f"Actions: {f'{mark} '.join(action_names)}.")
     if one_action:
         return "\n\n".join(parts + _one_action(example_actions or action_names[:1])).strip()
-    example = ", ".join(example_actions or action_names[:2])
+    example = f"{mark} ".join(example_actions or action_names[:2])
     parts.append(
         "First think, between <think> and </think>: work out what each action will change before you choose. Then "
-        "write your actions between <action> and </action>. You may give one action or several, separated by commas; "
+        f"write your actions between <action> and </action>. You may give one action or several, separated by {marks}; "
         "they are executed in order, and then you are told what came of them."
     )
     if example:
