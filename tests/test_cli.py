@@ -3,6 +3,7 @@
 import json
 import os
 import pickle
+import shutil
 import socket
 import subprocess
 import sys
@@ -324,11 +325,11 @@ BAD: dict[str, tuple[Callable[[], list[str]], list[str]]] = {
     "half precision": (lambda: ["--trainer.precision", "16-true"], ["precision=16-true", "use 32-true, bf16-mixed"]),
     "context shorter than any prompt": (
         lambda: ["--data.engine.max_model_len", "20"],
-        ["context of 20 tokens", "raise data.engine.init_args.max_model_len"],
+        ["context of 20 tokens", "--data.engine.init_args.max_model_len N"],
     ),
     "context shorter than this prompt": (
         lambda: ["--data.engine.max_model_len", "110", "--data.env.kwargs", '{"size": 11, "layout": "grid"}'],
-        ["context of 110 tokens", "raise data.engine.init_args.max_model_len"],
+        ["context of 110 tokens", "--data.engine.init_args.max_model_len N"],
     ),
     "context longer than the model's": (lambda: ["--data.engine.max_model_len", "4000"], ["4000", "limit of 2048"]),
     "unknown environment": (lambda: ["--data.env.id", "wmact/Mace-v0"], ["'wmact/Mace-v0'", "wmact_envs:wmact/Maze"]),
@@ -506,6 +507,25 @@ def test_a_finished_run_says_so(finished: Path, capsys: pytest.CaptureFixture[st
     assert run("fit", *options) == 0
     assert "nothing to do: 2 iterations are done already; raise --trainer.max_epochs" in capsys.readouterr().out
     assert lost(finished) == before
+
+
+def test_the_file_of_a_resumed_run_begins_another_one(finished: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "resumed"
+    shutil.copytree(finished, folder)
+    last = str(folder / "checkpoints" / "last.ckpt")
+    file = folder / "config.yaml"
+    assert run("fit", "--config", str(file), "--ckpt_path", last, "--trainer.max_epochs", "3") == 0
+    settings = yaml.safe_load(file.read_text())
+    assert settings["trainer"]["max_epochs"] == 3
+    assert settings["ckpt_path"] is None
+
+
+def test_what_lightning_would_do_otherwise_need_not_be_said(doors: str, capsys: pytest.CaptureFixture[str]) -> None:
+    settings = yaml.safe_load(Path(doors).read_text())
+    said = {name: settings["trainer"].pop(name) for name in ("num_sanity_val_steps", "log_every_n_steps")}
+    Path("short.yaml").write_text(yaml.safe_dump(settings))
+    shown = printed(capsys, "fit", "--config", "short.yaml")["trainer"]
+    assert {name: shown[name] for name in said} == said == {"num_sanity_val_steps": 0, "log_every_n_steps": 1}
 
 
 def test_the_environment_of_the_documentation(model: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -419,3 +419,9 @@ def test_impossible_settings(wrong: dict[str, Any]) -> None:
 def test_impossible_evaluations(wrong: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match="evaluation"):
         Evaluation(**wrong)
+
+
+@pytest.mark.parametrize("name", ["x/y", "world_model"])
+def test_names_of_variants_that_would_hide_their_figures(name: str) -> None:
+    with pytest.raises(ValueError, match=f"a variant is named '{name}'"):
+        RolloutData(env=DOORS, val={name: Variant()})

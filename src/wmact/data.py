@@ -175,6 +175,9 @@ class RolloutData(L.LightningDataModule):
                 raise ValueError(f"data.{name}={value}: must be at least 1")
         if temperature <= 0:
             raise ValueError(f"data.temperature={temperature}: must be above 0; on-policy training needs sampling")
+        for name in (*(val or {}), *(test or {})):
+            if "/" in name or name == "world_model":  # figures are eval/<variant>/<figure> and eval/world_model/…
+                raise ValueError(f"data.val, data.test: a variant is named {name!r}: give it another name, without '/'")
         self.model = model
         self.env = env
         self.val, self.test = ({name: v.of(env) for name, v in (some or {}).items()} for some in (val, test))
