@@ -84,8 +84,10 @@ def _packaged() -> Path:
 
 
 def _make(source: Path, target: Path) -> None:
+    import torch
+
     shutil.rmtree(target, ignore_errors=True)  # it is missing or damaged
-    with new_folder(target) as folder:
+    with new_folder(target) as folder, torch.device("cpu"):  # whoever asks may be building networks on the meta device
         unpack(source, folder)
         written = sorted(path for path in folder.iterdir() if path.is_file())
         sums = "".join(f"{_sha256(path)}  {path.name}\n" for path in written)

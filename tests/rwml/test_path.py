@@ -238,7 +238,8 @@ def test_collecting_goes_on_when_an_environment_fails(monkeypatch: pytest.Monkey
 
 def test_a_solution_that_is_known_from_the_beginning_only_is_followed_to_its_end() -> None:
     pytest.importorskip("tau2")
-    data = read_data(["--config", str(ROOT / "configs" / "tau2.yaml"), "--data.env.kwargs.domain", "mock"])
+    config = ["--config", str(ROOT / "configs" / "tau2.yaml"), "--model.model", "nano", "--data.engine", "null"]
+    data = read_data([*config, "--data.env.kwargs.domain", "mock"])
     data.env.kwargs["split"] = "base"
     played = record(data, "walkthrough", episodes=3)
     assert played.ends == {"solved": 3}
