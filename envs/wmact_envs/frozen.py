@@ -1,15 +1,15 @@
 """Frozen test levels: one JSON object a line, checked against `levels/SHA256SUMS` before any is used.
 
-Make them again, bit for bit, with `python -m wmact_envs.frozen [--folder DIR]`.
+`freeze.py` makes them again.
 """
 
 from __future__ import annotations
 
-import argparse
 import functools
 import hashlib
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from itertools import islice
 from pathlib import Path
 from typing import NamedTuple
 
@@ -52,29 +52,24 @@ def write(name: str, levels: Iterable[FrozenLevel], folder: Path = FOLDER) -> No
     (folder / "SHA256SUMS").write_bytes("".join(f"{sums[file]}  {file}\n" for file in sorted(sums)).encode())
 
 
+def distinct(levels: Iterable[FrozenLevel], count: int) -> Iterator[FrozenLevel]:
+    """Yield the first `count` levels that differ in more than symmetry, out of 10 * count at most.
+
+    Raises:
+        ValueError: these hold fewer.
+    """
+    seen: set[str] = set()
+    for level in islice(levels, 10 * count):
+        if level.level_id not in seen:
+            seen.add(level.level_id)
+            yield level
+        if len(seen) == count:
+            return
+    raise ValueError(f"{len(seen)} distinct levels in {10 * count}: ask for fewer than {count}")
+
+
 def _checksums(folder: Path) -> dict[str, str]:
     """Read SHA256SUMS (the format of `sha256sum`) as {file name: hexadecimal digest}; {} if there is none yet."""
     path = folder / "SHA256SUMS"
     lines = path.read_text().splitlines() if path.exists() else []
     return {file: digest for digest, file in (line.split() for line in lines)}
-
-
-def main() -> None:
-    """Generate every frozen file anew."""
-    from . import maze, sokoban
-
-    parser = argparse.ArgumentParser(prog="python -m wmact_envs.frozen", description="Make the frozen levels again.")
-    parser.add_argument("--folder", type=Path, default=FOLDER, help="where to write (default: the package's levels)")
-    folder = parser.parse_args().folder
-    folder.mkdir(parents=True, exist_ok=True)
-    files = {
-        **{name: maze.freeze(settings) for settings, name in maze.FROZEN.items()},
-        **{name: sokoban.freeze(settings) for settings, name in sokoban.FROZEN.items()},
-    }
-    for name, levels in files.items():
-        write(name, levels, folder)
-        print(f"{folder / name}.jsonl")
-
-
-if __name__ == "__main__":
-    main()

@@ -8,26 +8,20 @@ wall left between two such cells is opened with probability `loops`. Start and g
 
 from __future__ import annotations
 
+import itertools
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 from gymnasium.error import ResetNeeded
 from gymnasium.spaces import Text
 from numpy.typing import NDArray
 
-from . import frozen, pictures, splits
+from . import frozen, grid, pictures, splits
+from .grid import MOVES, Cell, Walls
 from .text import TextEnv
-
-Cell = tuple[int, int]
-"""(row, column), counted from the upper left corner."""
-Walls = NDArray[np.bool_]
-"""(n, n), True where a wall is; the border is all wall, so a neighbour of a floor cell is always on the board."""
-
-MOVES: dict[str, Cell] = {"up": (-1, 0), "down": (1, 0), "left": (0, -1), "right": (0, 1)}
-"""Actions as (row, column) steps. Their order breaks ties between equally short solutions."""
 
 
 class Settings(NamedTuple):
@@ -99,10 +93,10 @@ def solve(maze: Maze, position: Cell | None = None) -> list[str] | None:
 
 def level_id(maze: Maze) -> str:
     """Return the canonical hash of a maze: equal for its rotations and reflections, start and goal included."""
-    grid = maze.walls.astype(np.uint8)
-    grid[maze.start] += 2
-    grid[maze.goal] += 4
-    return splits.level_id("maze", grid)
+    codes = maze.walls.astype(np.uint8)
+    codes[maze.start] += 2
+    codes[maze.goal] += 4
+    return splits.level_id("maze", codes)
 
 
 def draw(maze: Maze, position: Cell | None = None) -> str:
@@ -121,16 +115,9 @@ def list_cells(maze: Maze, position: Cell) -> str:
     """Tell the maze as coordinates: inner walls and open cells in reading order, then the goal, then the player.
 
     A 5 x 5 maze reads, for example, `wall (2,2) (3,2) open (1,1) (1,2) (1,3) (2,1) (2,3) (3,1) (3,3) goal (3,3) you
-    (1,1)`. Walls are told although they follow from the rest: to find a thing is easier than to find that it is absent.
+    (1,1)`.
     """
-    inner = maze.walls[1:-1, 1:-1]
-    lists: dict[str, Iterable[Any]] = {
-        "wall": np.argwhere(inner) + 1,
-        "open": np.argwhere(~inner) + 1,
-        "goal": [maze.goal],
-        "you": [position],
-    }
-    return " ".join(" ".join([word, *(f"({r},{c})" for r, c in cells)]) for word, cells in lists.items())
+    return grid.listed(maze.walls, goal=[maze.goal], you=[position])
 
 
 def parse(text: str) -> Maze:
@@ -244,22 +231,13 @@ def level(settings: Settings, split: str, number: int) -> Maze:
 
 
 def freeze(settings: Settings, count: int = FROZEN_COUNT) -> Iterator[frozen.FrozenLevel]:
-    """Yield the first `count` distinct levels of the test sequence.
+    """Return the first `count` distinct levels of the test sequence; `frozen.distinct` says what it raises."""
 
-    Raises:
-        ValueError: the first 10 * count levels hold fewer distinct ones.
-    """
-    seen: set[str] = set()
-    for number in range(10 * count):
-        if len(seen) == count:
-            return
-        maze = level(settings, "test", number)
-        name = level_id(maze)
-        if name not in seen:
-            seen.add(name)
-            field = distances(maze.walls, maze.goal)
-            yield frozen.FrozenLevel(name, int(field[maze.start]), draw(maze).splitlines())
-    raise ValueError(f"{len(seen)} distinct levels in {10 * count} of {settings}: ask for fewer than {count}")
+    def described(maze: Maze) -> frozen.FrozenLevel:
+        length = int(distances(maze.walls, maze.goal)[maze.start])
+        return frozen.FrozenLevel(level_id(maze), length, draw(maze).splitlines())
+
+    return frozen.distinct((described(level(settings, "test", number)) for number in itertools.count()), count)
 
 
 def picture(maze: Maze, position: Cell, pixels: int = 32) -> NDArray[np.uint8]:
@@ -343,12 +321,11 @@ class MazeEnv(TextEnv):
 
     def place(self) -> str:
         """Return the current cell, as in "(1,2)"."""
-        return _told(self.state)
+        return grid.told(self.state)
 
     def read_place(self, text: str) -> Cell | None:
         """Return the cell written so, or None if it is no floor of this maze."""
-        floor: list[Cell] = [(r, c) for r, c in np.argwhere(~self.maze.walls).tolist()]
-        return next((cell for cell in floor if _told(cell) == text), None)
+        return grid.floor(self.maze.walls).get(text)
 
     def render(self) -> str | NDArray[np.uint8] | None:
         """Return the drawing ("ansi") or an image (n * 32, n * 32, 3) ("rgb_array")."""
@@ -373,10 +350,6 @@ class MazeEnv(TextEnv):
 
     def _solved(self) -> bool:
         return self.state == self.maze.goal
-
-
-def _told(cell: Cell) -> str:
-    return f"({cell[0]},{cell[1]})"
 
 
 def observation_space(size: int, layout: str) -> Text:

@@ -8,6 +8,7 @@ from the solved ones, `min_pushes` pulls or more away and with no box on a targe
 from __future__ import annotations
 
 import functools
+import itertools
 from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
@@ -16,8 +17,8 @@ from gymnasium.error import ResetNeeded
 from gymnasium.spaces import Text
 from numpy.typing import NDArray
 
-from . import frozen, pictures, sokoban_levels, splits
-from .maze import MOVES, Walls
+from . import frozen, grid, pictures, sokoban_levels, splits
+from .grid import MOVES, Walls
 from .sokoban_levels import RAGEN, Level, Listed, State, draw, level_id, list_cells, move, parse, room_id, solved
 from .sokoban_search import deadlocked, lay_out, places, search_back, solve
 from .text import TextEnv
@@ -188,20 +189,11 @@ def listed(entry: Listed) -> Puzzle:
 
 
 def freeze(settings: Settings, count: int = FROZEN_COUNT) -> Iterator[frozen.FrozenLevel]:
-    """Yield the first `count` distinct levels of the test sequence.
-
-    Raises:
-        ValueError: the first 10 * count levels hold fewer distinct ones.
-    """
-    seen: set[str] = set()
-    for number in range(10 * count):
-        if len(seen) == count:
-            return
-        name, length, drawn = level(settings, "test", number)
-        if name not in seen:
-            seen.add(name)
-            yield frozen.FrozenLevel(name, length, draw(drawn).splitlines())
-    raise ValueError(f"{len(seen)} distinct levels in {10 * count} of {settings}: ask for fewer than {count}")
+    """Return the first `count` distinct levels of the test sequence; `frozen.distinct` says what it raises."""
+    puzzles = (level(settings, "test", number) for number in itertools.count())
+    return frozen.distinct(
+        (frozen.FrozenLevel(p.level_id, p.optimal_length, draw(p.level).splitlines()) for p in puzzles), count
+    )
 
 
 def picture(level: Level, state: State, pixels: int = 32) -> NDArray[np.uint8]:
@@ -320,11 +312,11 @@ class SokobanEnv(TextEnv):
 
     def place(self) -> str:
         """Return the player's cell and then the boxes', as in "(2,3) (2,4) (3,3)"."""
-        return " ".join(f"({r},{c})" for r, c in (self.state.player, *self.state.boxes))
+        return " ".join(map(grid.told, (self.state.player, *self.state.boxes)))
 
     def read_place(self, text: str) -> State | None:
         """Return the state of that player and those boxes, or None if they are too few, too many, or in each other."""
-        floor = {f"({r},{c})": (r, c) for r, c in np.argwhere(~self.room.walls).tolist()}
+        floor = grid.floor(self.room.walls)
         words = text.split(" ")
         known = [floor[word] for word in dict.fromkeys(words) if word in floor]
         if not len(known) == len(words) == 1 + len(self.state.boxes):

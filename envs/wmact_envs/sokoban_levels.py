@@ -11,8 +11,8 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from . import splits
-from .maze import MOVES, Cell, Walls
+from . import grid, splits
+from .grid import MOVES, Cell, Walls
 
 RAGEN = "#_OX√PS"
 XSB = "# .$*@+"
@@ -70,13 +70,13 @@ def solved(level: Level, state: State) -> bool:
 
 def codes(walls: Walls, targets: Iterable[Cell], state: State | None = None) -> NDArray[np.uint8]:
     """Return (h, w): the sum of what is in each cell; without a state, of what is always there."""
-    grid = walls.astype(np.uint8) * WALL
+    board = walls.astype(np.uint8) * WALL
     things = [(cell, TARGET) for cell in targets]
     if state is not None:
         things += [*((cell, BOX) for cell in state.boxes), (state.player, PLAYER)]
     for cell, code in things:
-        grid[cell] += code
-    return grid
+        board[cell] += code
+    return board
 
 
 def level_id(level: Level) -> str:
@@ -96,8 +96,8 @@ def room_id(walls: Walls, targets: frozenset[Cell]) -> str:
 def draw(level: Level, state: State | None = None, symbols: str = RAGEN) -> str:
     """Draw the level, one row a line, in a `state` of it (default: the start) and with `RAGEN` or `XSB` symbols."""
     names = dict(zip(CODES, symbols, strict=True))
-    grid = codes(level.walls, level.targets, state or level.start)
-    return "\n".join("".join(names[code] for code in row) for row in grid.tolist())
+    board = codes(level.walls, level.targets, state or level.start)
+    return "\n".join("".join(names[code] for code in row) for row in board.tolist())
 
 
 def list_cells(level: Level, state: State) -> str:
@@ -107,15 +107,7 @@ def list_cells(level: Level, state: State) -> str:
     comes last, and `open` are all cells that can be stood on, whatever is on them, so that most of a text stays the
     same while it is played.
     """
-    inner = level.walls[1:-1, 1:-1]
-    lists: dict[str, Iterable[Iterable[int]]] = {
-        "wall": np.argwhere(inner) + 1,
-        "open": np.argwhere(~inner) + 1,
-        "target": sorted(level.targets),
-        "box": state.boxes,
-        "you": [state.player],
-    }
-    return " ".join(" ".join([word, *(f"({r},{c})" for r, c in cells)]) for word, cells in lists.items())
+    return grid.listed(level.walls, target=sorted(level.targets), box=state.boxes, you=[state.player])
 
 
 def parse(text: str, line: int = 1) -> Level:
@@ -134,28 +126,28 @@ def parse(text: str, line: int = 1) -> Level:
     lines = f"lines {line} to {line + len(rows) - 1}"
     symbols = max(RAGEN, XSB, key=lambda symbols: sum(map(text.count, symbols[2:])))
     meaning = dict.fromkeys(BLANK, 0) | dict(zip(symbols, CODES, strict=True))
-    grid = np.zeros((len(rows) + 2, max(map(len, rows)) + 2), dtype=np.uint8)  # with a rim, which is outside
+    board = np.zeros((len(rows) + 2, max(map(len, rows)) + 2), dtype=np.uint8)  # with a rim, which is outside
     for r, row in enumerate(rows):
         for c, symbol in enumerate(row):
             if symbol not in meaning:
                 raise ValueError(
                     f"line {line + r}, column {c + 1}: unknown symbol {symbol!r}; a cell is one of {' '.join(symbols)}"
                 )
-            grid[r + 1, c + 1] = meaning[symbol]
-    players = _cells(grid & PLAYER)
+            board[r + 1, c + 1] = meaning[symbol]
+    players = _cells(board & PLAYER)
     if len(players) != 1:
         raise ValueError(f"{lines}: {len(players)} cells with the player: there must be exactly one")
-    inside = _enclosed(grid == WALL, players[0], line)
+    inside = _enclosed(board == WALL, players[0], line)
     for what, code in (("box", BOX), ("target", TARGET)):
-        for r, c in _cells((grid & (BOX + TARGET) == code) & ~inside):
+        for r, c in _cells((board & (BOX + TARGET) == code) & ~inside):
             raise ValueError(f"line {line + r - 1}, column {c}: a {what} that the player cannot reach")
-    used = np.argwhere(grid == WALL)  # walls enclose the rest
+    used = np.argwhere(board == WALL)  # walls enclose the rest
     frame = tuple(slice(first, last + 1) for first, last in zip(used.min(axis=0), used.max(axis=0), strict=True))
-    grid = np.where(inside, grid, WALL)[frame]
-    targets, boxes = _cells(grid & TARGET), _cells(grid & BOX)
+    board = np.where(inside, board, WALL)[frame]
+    targets, boxes = _cells(board & TARGET), _cells(board & BOX)
     if len(boxes) != len(targets) or not boxes:
         raise ValueError(f"{lines}: boxes={len(boxes)}, targets={len(targets)}: there must be as many, at least one")
-    return Level(grid == WALL, frozenset(targets), State(_cells(grid & PLAYER)[0], tuple(boxes)))
+    return Level(board == WALL, frozenset(targets), State(_cells(board & PLAYER)[0], tuple(boxes)))
 
 
 def _cells(mask: NDArray[Any]) -> list[Cell]:

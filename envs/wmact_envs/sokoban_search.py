@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from .maze import MOVES, Cell
+from .grid import MOVES, Cell
 from .sokoban_levels import Level, State
 
 LIMIT = 200_000

@@ -29,10 +29,8 @@ from gymnasium.spaces import Text
 from numpy.typing import NDArray
 
 from . import pictures, splits
+from .grid import Cell, told
 from .text import TextEnv
-
-Cell = tuple[int, int]
-"""(row, column), counted from the upper left corner."""
 
 ACTIONS = ("south", "north", "east", "west", "pickup", "dropoff")
 """In gymnasium's order, which also breaks ties between equally short solutions."""
@@ -163,29 +161,24 @@ def draw(state: State) -> str:
     lines = MAP.splitlines()
     line, place = lines[row + 1], 2 * column + 1
     lines[row + 1] = f"{line[:place]}T{line[place + 1 :]}"
-    where = "in your taxi" if passenger == ABOARD else f"at {passenger} {_written(PADS[passenger])}"
-    lines.append(f"Taxi: {_written(state.taxi)}. Passenger: {where}.")
-    lines.append(f"Destination: {destination} {_written(PADS[destination])}.")
+    where = "in your taxi" if passenger == ABOARD else f"at {passenger} {told(PADS[passenger])}"
+    lines.append(f"Taxi: {told(state.taxi)}. Passenger: {where}.")
+    lines.append(f"Destination: {destination} {told(PADS[destination])}.")
     return "\n".join(lines)
 
 
 def list_cells(state: State) -> str:
     """Tell the town as coordinates: walls as pairs of cells, pads, destination, passenger, and last the taxi."""
     taxi, passenger, destination = state
-    return f"{_town()} destination {destination} passenger {passenger} taxi {_written(taxi)}"
+    return f"{_town()} destination {destination} passenger {passenger} taxi {told(taxi)}"
 
 
 @functools.cache
 def _town() -> str:
     """Tell what never changes."""
-    walls = (f"{_written(west)} | {_written(east)}" for west, east in WALLS)
-    pads = (f"{pad} {_written(cell)}" for pad, cell in PADS.items())
+    walls = (f"{told(west)} | {told(east)}" for west, east in WALLS)
+    pads = (f"{pad} {told(cell)}" for pad, cell in PADS.items())
     return " ".join(["wall", *walls, "pads", *pads])
-
-
-def _written(cell: Cell) -> str:
-    """Write a cell as "(row,column)"."""
-    return f"({cell[0]},{cell[1]})"
 
 
 TINTS = {"R": (245, 183, 177), "G": (183, 225, 190), "Y": (249, 231, 159), "B": (174, 203, 240)}
@@ -344,12 +337,12 @@ class TaxiEnv(TextEnv):
     def place(self) -> str:
         """Return the taxi's cell, as in "(1,2)", and the passenger's place, "(in)" or "(B)", once it is another one."""
         taxi, passenger, _ = self.ride
-        return _written(taxi) + (f" ({passenger})" if passenger != self._origin else "")
+        return told(taxi) + (f" ({passenger})" if passenger != self._origin else "")
 
     def read_place(self, text: str) -> State | None:
         """Return the state of that taxi and passenger, with the current destination, or None if there is none such."""
         cell, _, passenger = text.partition(" ")
-        taxi = next((each for each in CELLS if _written(each) == cell), None)
+        taxi = next((each for each in CELLS if told(each) == cell), None)
         where = passenger[1:-1] if passenger else self._origin
         if taxi is None or where not in (*PADS, ABOARD) or (passenger and passenger != f"({where})"):
             return None

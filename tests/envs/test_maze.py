@@ -294,7 +294,7 @@ def test_frozen_levels(settings, name):
 
 
 def test_frozen_levels_can_be_made_again(tmp_path):
-    command = [sys.executable, "-m", "wmact_envs.frozen", "--folder", str(tmp_path / "new")]
+    command = [sys.executable, "-m", "wmact_envs.freeze", "--folder", str(tmp_path / "new")]
     subprocess.run(command, check=True, env=os.environ | {"PYTHONHASHSEED": "7"})
     files = ["SHA256SUMS", *(f"{name}.jsonl" for name in maze.FROZEN.values())]
     for file in files:
@@ -312,7 +312,7 @@ def test_changed_levels_are_refused(tmp_path):
 
 
 def test_freezing_more_levels_than_there_are_is_refused():
-    with pytest.raises(ValueError, match=r"distinct levels in 220 of .* ask for fewer than 22"):
+    with pytest.raises(ValueError, match=r"distinct levels in 220: ask for fewer than 22"):
         list(maze.freeze(Settings(5, 0.0, 1), count=22))  # a corridor of 7 cells: 7 * 6 / 2 = 21 levels in all splits
 
 

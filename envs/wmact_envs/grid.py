@@ -1,0 +1,37 @@
+"""A board of cells with walls: how cells are named, moved between and told. Mazes, warehouses and the town share it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import numpy as np
+from numpy.typing import NDArray
+
+Cell = tuple[int, int]
+"""(row, column), counted from the upper left corner."""
+Walls = NDArray[np.bool_]
+"""(h, w), True where a wall is; the border is all wall, so a neighbour of a floor cell is always on the board."""
+
+MOVES: dict[str, Cell] = {"up": (-1, 0), "down": (1, 0), "left": (0, -1), "right": (0, 1)}
+"""Actions as (row, column) steps. Their order breaks ties between equally short solutions."""
+
+
+def told(cell: Cell) -> str:
+    """Return a cell as it is told, as in "(1,2)"."""
+    row, column = cell
+    return f"({row},{column})"
+
+
+def floor(walls: Walls) -> dict[str, Cell]:
+    """Return every cell without a wall under the name it is told by, in reading order."""
+    return {told((r, c)): (r, c) for r, c in np.argwhere(~walls).tolist()}
+
+
+def listed(walls: Walls, **things: Iterable[Cell]) -> str:
+    """Tell a board as coordinates: inner walls and open cells in reading order, then the cells of each of `things`.
+
+    Walls are told although they follow from the rest: to find a thing is easier than to find that it is absent.
+    """
+    inner = walls[1:-1, 1:-1]
+    lists = {"wall": np.argwhere(inner) + 1, "open": np.argwhere(~inner) + 1} | things
+    return " ".join(" ".join([word, *map(told, cells)]) for word, cells in lists.items())
