@@ -283,7 +283,7 @@ def test_a_batch_of_nothing_but_errors(model: str, tmp_path: Path, monkeypatch: 
 
     run = Run(model, tmp_path, max_error_share=1.0)
     monkeypatch.setattr(tiny_worlds.Doors, "reset", faulty)
-    with pytest.raises(ValueError, match=r"^none of 4 episodes holds a sampled token: nothing to train on$"):
+    with pytest.raises(ValueError, match=r"^none of 4 episodes holds a token to train on; they ended as 4 × error$"):
         run.fit()
 
 

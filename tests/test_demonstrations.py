@@ -1,7 +1,9 @@
 """What a demonstrator claims is true, and what it does is what it thought."""
 
 import re
+import time
 from collections.abc import Callable
+from itertools import islice
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -10,8 +12,10 @@ import numpy as np
 import pytest
 import yaml
 
+import tiny_worlds
 from wmact import protocol
 from wmact.chat import Chat
+from wmact.collate import collate
 from wmact.data import EnvSpec
 from wmact.demonstrations import (
     BLOCKED,
@@ -23,13 +27,16 @@ from wmact.demonstrations import (
     demonstrate,
     play_demonstration,
 )
-from wmact.nano import build_tokenizer
+from wmact.nano import build_model, build_tokenizer, learn_tokenizer
 from wmact.rollout import Limits, Task
+from wmact.types import RolloutInterrupted, TrainingStopped
 from wmact_envs.maze import MazeEnv, draw, list_cells, move, parse
 
 CONFIG = Path(__file__).resolve().parent.parent / "configs" / "warmstart" / "smollm2.yaml"
 ENGLISH = Wording(**yaml.safe_load(CONFIG.read_text())["data"]["init_args"]["worlds"]["maze"]["wording"])
 SLIPPING = Manner(patience=0.3, short_mean=6, slip=0.4, careless=0.5, impulse=1.0)
+DOORS = EnvSpec("tiny_worlds:tiny/Doors-v0")
+NANOS = {"thought": "{action}", "reply": "<think> {thought} </think> <action> {plan} </action>"}
 REPLY = re.compile(r"<think> (.*?) </think> <action> (.*?) ?</action>")
 
 
@@ -369,7 +376,7 @@ def test_no_worlds(tiny_model: Path) -> None:
 @pytest.mark.parametrize("level", range(3))
 def test_a_walkthrough_is_the_solution_and_solves(level: int) -> None:
     env = EnvSpec("wmact_envs:wmact/Maze-v0", {"layout": "cells"}).make()
-    how = Walkthrough(thought="{action}", reply="<think> {thought} </think> <action> {plan} </action>")
+    how = Walkthrough(**NANOS)
     chat, limits = Chat(build_tokenizer()), Limits(turn_tokens=160)
     episode = play_demonstration(env, Task(level, 0, 7), chat, limits, 6, Manner(), walkthrough=how)
     solution = maze(level).solution()
@@ -378,19 +385,30 @@ def test_a_walkthrough_is_the_solution_and_solves(level: int) -> None:
     assert (len(episode.turns), episode.stop_reason) == (1, "solved")
 
 
+def replies(env: Any, how: Walkthrough, number: int = 1, seed: int = 0, **info: Any) -> list[str]:
+    """The first replies of a walkthrough whose actions are not carried out."""
+    player: Any = SimpleNamespace(env=env, info=info, one_action=getattr(env.unwrapped, "one_action", False))
+    return list(islice(how.replies(player, np.random.default_rng(seed)), number))
+
+
 def test_where_a_reply_holds_one_action_a_walkthrough_gives_one() -> None:
     env: Any = maze(0)
-    first = env.solution()[0]
+    solution = env.solution()
     env.one_action = True
-    assert (
-        Walkthrough().follow(env, {}, np.random.default_rng(0))
-        == f"<think>Next: {first}.</think> <action>{first}</action>"
-    )
+    said = [f"<think>Next: {action}.</think> <action>{action}</action>" for action in solution]
+    assert replies(env, Walkthrough(), len(solution)) == said
+
+
+def test_a_solution_that_is_known_at_the_beginning_alone_is_followed_to_its_end() -> None:
+    env: Any = SimpleNamespace(one_action=True, solution=iter([["look", "take"], None]).__next__)
+    env.unwrapped = env
+    assert replies(env, Walkthrough(thought="", reply="{plan}"), 9) == ["look", "take"]
 
 
 def test_a_walkthrough_needs_a_solution() -> None:
-    with pytest.raises(ValueError, match=r"^object tells no solution that a walkthrough could follow"):
-        Walkthrough().follow(object(), {}, np.random.default_rng(0))
+    unsolvable: Any = SimpleNamespace(solution=lambda: None)
+    unsolvable.unwrapped = unsolvable
+    assert replies(unsolvable, Walkthrough()) == []
     with pytest.raises(ValueError, match=r"^walkthrough.thought='\{plan\}': what can be filled in is \{action\}"):
         Walkthrough(thought="{plan}")
 
@@ -398,22 +416,171 @@ def test_a_walkthrough_needs_a_solution() -> None:
 def test_a_detour_is_any_action_and_the_solution_finds_back() -> None:
     env: Any = maze(0)
     env.one_action = True
-    solution, rng = env.solution(), np.random.default_rng(0)
-    taken = {Walkthrough(thought="", detour=1.0).follow(env, {}, rng) for _ in range(100)}
+    solution = env.solution()
+    taken = set(replies(env, Walkthrough(thought="", detour=1.0), 100))
     assert taken == {f"<think></think> <action>{action}</action>" for action in env.action_names}
     listed: Any = SimpleNamespace(action_names=(), solution=lambda: ["look"])
     listed.unwrapped = listed
-    assert "<action>open box</action>" in Walkthrough(detour=1.0).follow(listed, {"admissible": ["open box"]}, rng)
+    (reply,) = replies(listed, Walkthrough(detour=1.0), admissible=["open box"])
+    assert "<action>open box</action>" in reply
     with pytest.raises(ValueError, match="no action can be taken at random"):
-        Walkthrough(detour=1.0).follow(listed, {}, rng)
-    half = [Walkthrough(detour=0.5).follow(env, {}, rng) for _ in range(400)]
+        replies(listed, Walkthrough(detour=1.0))
+    first = [replies(env, Walkthrough(detour=0.5), seed=seed)[0] for seed in range(400)]
     # one in two is no detour, and of the detours one in four is the solution's action all the same: 5/8 of 400
-    assert 220 < sum(f"<action>{solution[0]}</action>" in reply for reply in half) < 280
-    chat, limits = Chat(build_tokenizer()), Limits(turn_tokens=160)
+    assert 220 < sum(f"<action>{solution[0]}</action>" in reply for reply in first) < 280
     world = EnvSpec("wmact_envs:wmact/Maze-v0", {"layout": "cells"}).make()
-    how = Walkthrough(thought="{action}", reply="<think> {thought} </think> <action> {plan} </action>", detour=0.5)
+    how = Walkthrough(detour=0.5, **NANOS)
+    chat, limits = Chat(build_tokenizer()), Limits(turn_tokens=160)
     episodes = [play_demonstration(world, Task(0, 0, s), chat, limits, 40, Manner(), walkthrough=how) for s in range(9)]
     assert all(episode.success for episode in episodes)
     assert len({len(episode.actions) for episode in episodes}) > 1
     with pytest.raises(ValueError, match=r"walkthrough.detour=1.5: a share of the replies"):
         Walkthrough(detour=1.5)
+
+
+def test_a_detour_that_spoils_the_level_ends_the_demonstration() -> None:
+    env = EnvSpec("wmact_envs:wmact/SokobanOneBox-v0", {"layout": "cells"}).make()
+    how = Walkthrough(detour=0.5, **NANOS)
+    chat = Chat(build_tokenizer())
+    episode = play_demonstration(env, Task(12, 0, 12), chat, Limits(), 20, Manner(), walkthrough=how)
+    assert env.unwrapped.solution() is None  # type: ignore[attr-defined]
+    assert (len(episode.turns), episode.stop_reason) == (3, "turns")  # of 20
+
+
+# Where there is chance
+
+
+def test_in_rain_a_plan_ends_where_it_leads_to_what_was_not_thought_of() -> None:
+    """Foreseen is what happens if exactly the thought is carried out; 27 of 60 episodes go another way."""
+    env = EnvSpec("wmact_envs:wmact/TaxiRainy-v0", {"layout": "cells"}).make()
+    chat, manner = Chat(build_tokenizer()), Manner(patience=0.07, short_mean=3.0, insight=0.5)
+    ends = [play_demonstration(env, Task(i, 0, i), chat, Limits(), 6, manner).stop_reason for i in range(60)]
+    assert set(ends) == {"solved", "turns"}
+
+
+# Faults, and limits
+
+
+def test_an_environment_that_fails_ends_its_own_episode(
+    data: Callable[..., DemonstrationData], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole, broken = DOORS, EnvSpec(DOORS.id, {"fault": 1})
+    worlds = {name: World(spec, walkthrough=Walkthrough(**NANOS)) for name, spec in (("a", whole), ("b", broken))}
+    made = data(worlds=worlds, max_error_share=0.4)
+    before = [made._pool(spec, 1)[0] for spec in (whole, broken)]
+    batch = made.demonstrated_batch()
+    assert [episode.stop_reason for episode in made.episodes] == ["solved", "error", "solved"]
+    assert made.episodes[1].fault == "RuntimeError: hinge 0 is stuck"
+    assert len(batch.group_E) == 2
+    after = [made._pool(spec, 1)[0] for spec in (whole, broken)]
+    assert [env is other for env, other in zip(before, after, strict=True)] == [True, False]
+    strict = data(worlds=worlds)  # 0.25, and one of three is more
+    with pytest.raises(
+        TrainingStopped, match=r"^1 of 3 episodes ended in an error: 1 × RuntimeError: hinge 0 is stuck"
+    ):
+        strict.demonstrated_batch()
+
+
+@pytest.mark.parametrize("how", [Walkthrough(), None], ids=["walkthrough", "explorer"])
+def test_a_demonstrator_that_hangs_or_fails_while_it_thinks(
+    how: Walkthrough | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tiny_worlds.Doors, "solution", lambda self: time.sleep(30))
+    chat, limits = Chat(build_tokenizer()), Limits(step_seconds=0.2)
+    manner = Manner(insight=1.0)
+    episode = play_demonstration(DOORS.make(), Task(0, 0, 0), chat, limits, 5, manner, walkthrough=how)
+    assert episode.fault.startswith("TimeoutError: the environment took more than 0.2 s")
+    monkeypatch.setattr(tiny_worlds.Doors, "solution", lambda self: 1 // 0)
+    episode = play_demonstration(DOORS.make(), Task(0, 0, 0), chat, limits, 5, manner, walkthrough=how)
+    assert episode.fault.startswith("ZeroDivisionError")
+
+
+def test_a_demonstration_is_given_up_when_the_process_is_to_end() -> None:
+    chat = Chat(build_tokenizer())
+    with pytest.raises(RolloutInterrupted):
+        play_demonstration(DOORS.make(), Task(0, 0, 0), chat, Limits(), 5, Manner(), stop=lambda: True)
+
+
+@pytest.mark.parametrize(
+    ("limits", "context", "end", "sampled"),
+    [
+        # "<action> up </action> <|end|>": four tokens a reply, after a prompt of five and between observations of five
+        ({"turn_tokens": 3}, 99, "turn_tokens", [3]),
+        ({"turn_tokens": 4, "episode_tokens": 8}, 99, "episode_tokens", [4, 4]),
+        ({"turn_tokens": 4, "episode_tokens": 10}, 99, "episode_tokens", [4, 4, 2]),
+        ({"turn_tokens": 4}, 12, "context", [4]),
+        ({"turn_tokens": 4}, 16, "context", [4, 2]),
+        ({"turn_tokens": 4}, 5, "context", []),
+    ],
+)
+def test_limits_are_a_demonstrators_too(
+    limits: dict[str, int], context: int, end: str, sampled: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tiny_worlds.Doors, "solution", lambda self: ["up"])
+    how = Walkthrough(thought="", reply="<action> {plan} </action>")
+    chat, task = Chat(build_tokenizer()), Task(1, 0, 0)  # another door is the right one
+    episode = play_demonstration(
+        DOORS.make(), task, chat, Limits(**limits), 5, Manner(), walkthrough=how, context=context
+    )
+    assert episode.stop_reason == end
+    assert [turn.end - turn.start for turn in episode.turns] == sampled
+    whole = [4] * sampled.count(4)
+    assert len(episode.actions) == len(whole)  # what is cut off is not carried out …
+    assert int(collate([episode]).valid_S.sum()) == sum(whole)  # … nor learnt from
+    assert all(turn.end <= context for turn in episode.turns)
+
+
+def test_the_context_is_the_models(data: Callable[..., DemonstrationData]) -> None:
+    assert data().context == 512
+
+
+def test_limits_that_leave_nothing_to_learn_from(data: Callable[..., DemonstrationData]) -> None:
+    made = data(worlds={"doors": World(DOORS, walkthrough=Walkthrough(**NANOS))}, limits=Limits(turn_tokens=3))
+    with pytest.raises(ValueError, match=r"^none of 3 episodes holds a token to train on; they ended as 3 × turn_tok"):
+        made.demonstrated_batch()
+
+
+def test_a_world_that_cannot_be_demonstrated_so(tiny_model: Path) -> None:
+    cart = EnvSpec("CartPole-v1")
+    for how, told in (
+        (None, r"place\(\) to demonstrate with; give it a walkthrough"),
+        (Walkthrough(), r"solution\(\) to demonstrate with"),
+    ):
+        made = DemonstrationData(worlds={"cart": World(cart, walkthrough=how)}, model=str(tiny_model))
+        with pytest.raises(ValueError, match=f"^data.worlds.cart: CartPole-v1 has no {told}$"):
+            made.setup("fit")
+
+
+# τ²-bench, whose solution is known at the beginning alone
+
+
+@pytest.mark.parametrize(("domain", "levels"), [("mock", 9), ("telecom", 2)])
+def test_a_walkthrough_of_a_task_earns_its_reward(domain: str, levels: int, tmp_path: Path) -> None:
+    pytest.importorskip("tau2")
+    spec = EnvSpec("wmact_envs:wmact/Tau2-v0", {"domain": domain, "split": "base"})
+    learn_tokenizer(["<think> </think> <action> </action>"], context=32768).save_pretrained(tmp_path)
+    build_model(hidden_size=32, layers=1, context=32768).config.save_pretrained(tmp_path)
+    limits = Limits(turn_tokens=4096, episode_tokens=32768)
+    world = World(spec, walkthrough=Walkthrough())
+    made = DemonstrationData(
+        worlds={domain: world},
+        episodes_a_batch=levels,
+        model=str(tmp_path),
+        max_turns=60,
+        limits=limits,
+        tell_rules=False,
+    )
+    made.setup("fit")
+    batch = made.demonstrated_batch()
+    env: Any = spec.make().unwrapped
+    for episode in made.episodes:
+        env.reset(options={"level": episode.level})
+        solution = env.solution()
+        if solution is None:  # one of mock: there are none of its actions, and nothing is shown
+            assert (episode.turns, episode.reward, episode.stop_reason) == ([], 0.0, "turns")
+        else:
+            assert [action.text for action in episode.actions] == solution
+            assert (episode.reward, episode.stop_reason) == (1.0, "solved")
+    assert batch.valid_S.all()
+    assert any(len(episode.turns) > 1 for episode in made.episodes)
+    made.teardown("fit")

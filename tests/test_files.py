@@ -1,11 +1,13 @@
 """Files and folders that are written whole or not at all."""
 
+import os
+import signal
 from pathlib import Path
 from typing import BinaryIO
 
 import pytest
 
-from wmact.files import new_file, new_folder
+from wmact.files import new_file, new_folder, require_replaceable
 
 
 def _write_half(file: BinaryIO, error: BaseException) -> None:
@@ -71,3 +73,58 @@ def test_nothing_of_somebody_else_is_replaced(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="agent is there already and not empty"), new_folder(target):
         pass
     assert [each.name for each in target.iterdir()] == ["mine"]
+
+
+def replaced(target: Path, weights: str) -> None:
+    with new_folder(target, replace=True) as folder:
+        (folder / "config.json").write_text("{}")
+        (folder / "weights").write_text(weights)
+
+
+def test_a_models_folder_gives_way_and_keeps_what_is_not_written_anew(tmp_path: Path) -> None:
+    target = tmp_path / "agent"
+    replaced(target, "old")
+    (target / "notes").touch()
+    (tmp_path / "link").symlink_to(target)
+    replaced(tmp_path / "link", "new")
+    assert (target / "weights").read_text() == "new"
+    assert sorted(each.name for each in target.iterdir()) == ["config.json", "notes", "weights"]
+    assert sorted(each.name for each in tmp_path.iterdir()) == ["agent", "link"]
+    assert (tmp_path / "link").is_symlink()
+
+
+@pytest.mark.parametrize(
+    ("moment", "where"), [("fsync", "agent"), ("rename", "agent"), ("second rename", ".agent.old")]
+)
+def test_killed_while_a_folder_is_replaced(moment: str, where: str, tmp_path: Path) -> None:
+    target = tmp_path / "agent"
+    replaced(target, "old")
+    child = os.fork()
+    if not child:
+        rename = os.rename
+
+        def second(source: Path, destination: Path) -> None:
+            if destination == target:
+                os.kill(os.getpid(), signal.SIGKILL)
+            rename(source, destination)
+
+        killed = second if moment == "second rename" else lambda *_: os.kill(os.getpid(), signal.SIGKILL)
+        setattr(os, moment.rpartition(" ")[2], killed)
+        replaced(target, "new")
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -signal.SIGKILL
+    assert (tmp_path / where / "weights").read_text() == "old"
+    replaced(target, "newer")  # what lies there does not get in the way
+    assert (target / "weights").read_text() == "newer"
+    assert list(tmp_path.iterdir()) == [target]
+
+
+@pytest.mark.parametrize("there", ["a file", "a folder of something else", "a folder of folders"])
+def test_what_is_no_model_is_not_replaced(there: str, tmp_path: Path) -> None:
+    target = tmp_path / "mine"
+    if there == "a file":
+        target.touch()
+    else:
+        (target / "chapters").mkdir(parents=True)
+        (target / ("config.json" if there == "a folder of folders" else "thesis.tex")).touch()
+    with pytest.raises(ValueError, match="mine is there already, and no folder of a model"):
+        require_replaceable(target)

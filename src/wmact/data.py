@@ -10,7 +10,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
-from functools import partial
+from functools import cached_property, partial
 from typing import Any, TypeVar
 
 import gymnasium
@@ -18,11 +18,13 @@ import lightning as L
 import numpy as np
 import torch
 from lightning.pytorch.utilities import rank_zero_only
+from transformers import AutoConfig
 
 from wmact import protocol, rewards, world_model
 from wmact.chat import Chat
 from wmact.collate import collate
 from wmact.engines import Engine, EngineFailed, Request, TransformersEngine, VLLMEngine, generate
+from wmact.engines.base import context_length
 from wmact.models import load_tokenizer, resolve_model
 from wmact.module import AgentModule
 from wmact.processes import gather, largest, merged, place, share, stop_all, together, told_to_stop, total
@@ -250,6 +252,12 @@ class RolloutData(L.LightningDataModule):
         if state_dict["max_turns"] == self.max_turns:
             self.turn_budget = state_dict["turn_budget"]
 
+    @cached_property
+    def context(self) -> int:
+        """Most tokens of a conversation with the model; an engine, which demonstrations do without, may hold fewer."""
+        config = AutoConfig.from_pretrained(resolve_model(self.model), trust_remote_code=self.trust_remote_code)
+        return context_length(config, None)
+
     def judge(self, spec: EnvSpec, episodes: list[Episode]) -> dict[str, Mean]:
         """Settle what episodes are worth that the environment could not tell, once all of a rollout are played.
 
@@ -295,13 +303,24 @@ class RolloutData(L.LightningDataModule):
             shaped = rewards.shape(episode, rescale=self.rescale, step_penalty=self.step_penalty)
             for turn, reward in zip(episode.turns, shaped, strict=True):
                 turn.reward = reward
+        return self._packed(version)
+
+    def _packed(self, version: int = 0) -> Batch:
+        """The episodes as a batch, without those that ended in an error.
+
+        Raises:
+            TrainingStopped: there are too many of these.
+            ValueError: there is nothing to train on.
+        """
         self._check_errors()
         with together():
             batch = collate([episode for episode in self.episodes if episode.error is None], version)
-        trained_on, played = total([len(batch.token_S), len(self.episodes)])
+        trained_on, played = total([int(batch.valid_S.sum()), len(self.episodes)])
         if not trained_on:
+            ends = sum(gather(Counter(str(episode.stop_reason) for episode in self.episodes)), Counter())
+            told = ", ".join(f"{count} × {reason}" for reason, count in ends.most_common())
             with together():
-                raise ValueError(f"none of {played} episodes holds a sampled token: nothing to train on")
+                raise ValueError(f"none of {played} episodes holds a token to train on; they ended as {told}")
         return batch
 
     def _evaluate(self, variant: str, spec: EnvSpec, how: Evaluation) -> Played:

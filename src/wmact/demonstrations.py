@@ -15,7 +15,8 @@ expert data (behaviour cloning), and serves every environment with a `solution()
 """
 
 import copy
-from collections.abc import Mapping, Sequence
+import itertools
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,12 +24,10 @@ import gymnasium
 import numpy as np
 
 from wmact.chat import Chat
-from wmact.collate import collate
 from wmact.data import EnvSpec, Plays, RolloutData
-from wmact.engines import Completion, Request
 from wmact.processes import share, together
-from wmact.rollout import Limits, Player, Task
-from wmact.types import Batch, Episode, RolloutInterrupted
+from wmact.rollout import EnvironmentFault, Limits, Player, Task
+from wmact.types import Batch, Episode
 from wmact.world_model import BLOCKED, RETRACTED, STUCK
 
 
@@ -116,9 +115,10 @@ class Wording:
 
 @dataclass(frozen=True)
 class Walkthrough:
-    """Demonstrations that follow the environment's `solution()`, asked anew for each reply.
+    """Demonstrations that follow the environment's `solution()` until it leads no further.
 
-    All of it stands in one reply, or its first action alone where a reply holds one action (`one_action`).
+    All of it stands in one reply, or an action after the other where a reply holds one action (`one_action`). It is
+    asked for again when it is used up and after a detour only: some environments know one from the beginning alone.
 
     Args:
         thought: what is thought before each reply, whatever it is; {action} is the first of the reply.
@@ -137,20 +137,22 @@ class Walkthrough:
         for name, words in (("thought", ["action"]), ("reply", ["thought", "plan"])):
             _require_template(f"walkthrough.{name}", getattr(self, name), words)
 
-    def follow(self, env: Any, info: Mapping[str, Any], rng: np.random.Generator) -> str:
-        """Return one reply for the environment's current state; `info` is what it told last.
+    def replies(self, player: Player, rng: np.random.Generator) -> Iterator[str]:
+        """Yield replies, each for the state that the one before has led to; no more where no solution leads on.
 
         Raises:
-            ValueError: the environment has no solution, or none from here; or a detour, and it names no actions.
+            ValueError: a detour, and the environment names no actions.
         """
-        plan = env.solution() if hasattr(env, "solution") else None
-        if not plan:
-            raise ValueError(f"{type(env).__name__} tells no solution that a walkthrough could follow")
-        if rng.random() < self.detour:
-            plan = [at_random(env, info, rng)]
-        actions = plan[:1] if getattr(env, "one_action", False) else plan
-        thought = self.thought.format(action=actions[0])
-        return self.reply.format(thought=thought, plan=", ".join(actions))
+        env: Any = player.env.unwrapped
+        plan: list[str] = []
+        while plan := plan or env.solution() or []:
+            if rng.random() < self.detour:
+                actions, plan = [at_random(env, player.info, rng)], []
+            else:
+                length = 1 if player.one_action else len(plan)
+                actions, plan = plan[:length], plan[length:]
+            thought = self.thought.format(action=actions[0])
+            yield self.reply.format(thought=thought, plan=", ".join(actions))
 
 
 def at_random(env: gymnasium.Env[str, str], info: Mapping[str, Any], rng: np.random.Generator) -> str:
@@ -182,6 +184,9 @@ def demonstrate(
 ) -> str:
     """Return one reply for the environment's current state: a thought, and an action set that follows from it.
 
+    Where there is chance, such as rain, a copy of the environment foresees it, but what else the plan holds or leaves
+    out changes it: the plan ends where it leads to what was not thought of.
+
     Args:
         env: a TextEnv (unwrapped); it is not changed.
     """
@@ -209,14 +214,19 @@ def demonstrate(
             thought.append(wording.stuck.format(place=simulator.place()))
     plan = []
     actor = copy.copy(env)
-    while actor.state != simulator.state:  # following the last exits leaves out every detour of the thought
+    for _ in range(moves):  # following the last exits leaves out every detour of the thought
+        if actor.state == simulator.state or actor.state not in tried:
+            break
         if rng.random() < manner.careless:
             action = str(rng.choice(env.action_names))
             if not copy.copy(actor).step(action)[-1]["effective"]:
                 plan.append(wording.planned.format(action=action, outcome=wording.outcome(None)))
-        action = next(a for a in reversed(tried[actor.state]) if copy.copy(actor).step(a)[-1]["effective"])
-        actor.step(action)
-        plan.append(wording.planned.format(action=action, outcome=wording.outcome(actor.place())))
+        effective = (a for a in reversed(tried[actor.state]) if copy.copy(actor).step(a)[-1]["effective"])
+        way = next(effective, None)
+        if way is None:
+            break
+        actor.step(way)
+        plan.append(wording.planned.format(action=way, outcome=wording.outcome(actor.place())))
     if not plan or rng.random() < manner.impulse:
         plan += rng.choice(env.action_names, size=rng.integers(1, 3)).tolist()
     return wording.reply.format(thought=" ".join(thought), plan=wording.between.join(plan))
@@ -244,17 +254,35 @@ def play_demonstration(
     wording: Wording = Wording(),
     tell_rules: bool = False,
     walkthrough: Walkthrough | None = None,
+    context: int = 2**31,
+    stop: Callable[[], bool] = lambda: False,
 ) -> Episode:
-    """Play one level with the demonstrator in the model's place; what it writes counts as sampled."""
+    """Play one level with the demonstrator in the model's place; what it writes counts as sampled.
+
+    It ends too where the walkthrough leads no further, and as an error where the environment fails.
+
+    Args:
+        context: most tokens of the conversation.
+        stop: polled at every step of the environment; when true the episode is given up.
+
+    Raises:
+        RolloutInterrupted: `stop` said so.
+    """
     rng = np.random.default_rng(task.seed)
-    player = Player(env, task, chat, limits, tell_rules)
-    player.reset()
-    while player.episode.stop_reason is None:
-        text: Any = env.unwrapped
-        reply = walkthrough.follow(text, player.info, rng) if walkthrough else demonstrate(text, rng, manner, wording)
-        ids = chat.encode(reply) + [chat.end_of_turn]
-        request = Request(0, player.episode.ids, limits.turn_tokens, 0)
-        player.answer(Completion(0, ids, [0.0] * len(ids), stopped=True), request, max_turns)
+    player = Player(env, task, chat, limits, tell_rules, stop)
+    explored = (demonstrate(env.unwrapped, rng, manner, wording) for _ in itertools.count())
+    replies = walkthrough.replies(player, rng) if walkthrough else explored
+    try:
+        player.reset()
+        while player.episode.stop_reason is None:
+            with player.foreign():
+                reply = next(replies, None)
+            if reply is None:
+                player.episode.stop_reason = "turns"
+            else:
+                player.say(chat.encode(reply) + [chat.end_of_turn], context, max_turns)
+    except EnvironmentFault as fault:
+        player.fail(fault.__cause__)
     return player.episode
 
 
@@ -278,6 +306,9 @@ class World:
 class DemonstrationData(RolloutData):
     """Batches of demonstrations for supervised training; evaluation is that of `RolloutData`.
 
+    The limits and the model's context are a demonstrator's as they are a model's: a reply that is over them ends its
+    episode, and is not learnt from. Neither is an episode in which the environment failed.
+
     Args:
         worlds: what is demonstrated, by name; every batch has episodes of each in turn.
         batches: batches an epoch.
@@ -300,8 +331,12 @@ class DemonstrationData(RolloutData):
     def setup(self, stage: str) -> None:
         """Check the demonstrated environments too."""
         super().setup(stage)
-        for world in self.worlds.values():
-            world.env.make().close()
+        for name, world in self.worlds.items():
+            env = world.env.make()
+            env.close()
+            needed, way_out = ("solution", "") if world.walkthrough else ("place", "; give it a walkthrough")
+            if not hasattr(env.unwrapped, needed):
+                raise ValueError(f"data.worlds.{name}: {world.env.id} has no {needed}() to demonstrate with{way_out}")
 
     def train_dataloader(self) -> Plays:
         """Fresh demonstrations of levels that come only once."""
@@ -315,8 +350,6 @@ class DemonstrationData(RolloutData):
         first, self.cursor = self.cursor, self.cursor + self.episodes_a_batch
         with together():
             for number in share(range(first, self.cursor)):
-                if self._told_to_stop():
-                    raise RolloutInterrupted
                 world = worlds[number % len(worlds)]
                 (env,) = self._pool(world.env, 1)[:1]
                 level, seed = np.random.SeedSequence([self.seed, number]).generate_state(2).tolist()
@@ -324,7 +357,10 @@ class DemonstrationData(RolloutData):
                 turns = 1 + seed % self.max_turns  # of all lengths: a board told again and again teaches little
                 turns = self.max_turns if world.walkthrough else turns
                 task = Task(level, 0, seed)
-                how = (world.manner, world.wording, self.tell_rules, world.walkthrough)
-                episodes.append(play_demonstration(env, task, self._chat, self.limits, turns, *how))
+                how = (world.manner, world.wording, self.tell_rules, world.walkthrough, self.context)
+                episode = play_demonstration(env, task, self._chat, self.limits, turns, *how, stop=self._told_to_stop)
+                episodes.append(episode)
+                if episode.error:
+                    self._renewed(world.env, env)
         self.episodes = episodes
-        return collate(episodes)
+        return self._packed()

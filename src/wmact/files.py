@@ -35,23 +35,53 @@ def new_file(path: Path) -> Iterator[BinaryIO]:
 
 
 @contextmanager
-def new_folder(target: Path) -> Iterator[Path]:
+def new_folder(target: Path, replace: bool = False) -> Iterator[Path]:
     """Give a folder to write into, which becomes `target` when the block is done, and vanishes when it fails.
 
+    Args:
+        replace: a model's folder that is at `target` gives way, and what is not written anew stays in it. Between two
+            renamings it is not there, but whole beside it as `.<name>.old`.
+
     Raises:
-        ValueError: there is something at `target`.
+        ValueError: there is something (else) at `target`.
         OSError: it cannot be written.
     """
-    if target.exists() and not (target.is_dir() and not any(target.iterdir())):
+    if replace:
+        require_replaceable(target)
+    elif _occupied(target):
         raise ValueError(f"{target} is there already and not empty: give another folder, or remove it")
-    half = target.with_name(f".{target.name}.half")
+    target = target.resolve()  # a link stays, and what it leads to is replaced
+    half, old = (target.with_name(f".{target.name}.{state}") for state in ("half", "old"))
     shutil.rmtree(half, ignore_errors=True)
     try:
-        half.mkdir(parents=True)
+        if _occupied(target):
+            shutil.copytree(target, half)
+        else:
+            half.mkdir(parents=True)
         yield half
         for path in half.iterdir():
             with path.open("rb") as file:
                 os.fsync(file.fileno())
+        if _occupied(target):
+            shutil.rmtree(old, ignore_errors=True)
+            os.rename(target, old)
         os.rename(half, target)  # over an empty folder too
     finally:
         shutil.rmtree(half, ignore_errors=True)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def require_replaceable(target: Path) -> None:
+    """Refuse a place for a model where there is something else than one, which would be lost or mixed with it.
+
+    Raises:
+        ValueError: there is a file, or a folder that is not empty and holds no config.json, or holds other folders.
+    """
+    if _occupied(target) and not (
+        (target / "config.json").is_file() and all(path.is_file() for path in target.iterdir())
+    ):
+        raise ValueError(f"{target} is there already, and no folder of a model: give another folder, or remove it")
+
+
+def _occupied(target: Path) -> bool:
+    return target.exists() and not (target.is_dir() and not any(target.iterdir()))

@@ -39,7 +39,7 @@ def trainable(network: nn.Module) -> list[nn.Parameter]:
 class AgentModule(L.LightningModule):
     """Base of PPO and of the supervised warm start. Manual optimization, one optimizer, evaluation by played episodes.
 
-    A subclass writes `training_step` and, where it has more than a policy, `configure_optimizers`.
+    A subclass writes `training_step` and, where it has more than a policy, `groups`.
     """
 
     policy: Policy
@@ -87,6 +87,14 @@ class AgentModule(L.LightningModule):
         base = load_model(model, trust_remote_code).requires_grad_(False)
         self.base_model, self.strict_loading = fingerprint(base), False
         return base
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        """One AdamW for all groups (two optimizers would double global_step)."""
+        return torch.optim.AdamW(self.groups(), betas=self.settings.betas, weight_decay=self.settings.weight_decay)
+
+    def groups(self) -> list[dict[str, Any]]:
+        """Parameter groups, each with its name and learning rate."""
+        return [{"name": "policy", "params": trainable(self.policy), "lr": self.settings.lr}]
 
     def state_dict(self, *args: Any, **kwargs: Any) -> dict[str, Any]:  # type: ignore[override]
         """Of what is trained, and what counts; with LoRA the base is left out, which nothing changes."""
@@ -231,7 +239,13 @@ class AgentModule(L.LightningModule):
     # Evaluation: the data module plays, the metrics count.
 
     def on_train_start(self) -> None:
-        """Evaluate the start weights: a curve without its first point says little."""
+        """Take learning rates, betas and weight decay from the settings; a checkpoint has just put back its own.
+
+        Then evaluate the start weights: a curve without its first point says little.
+        """
+        groups = self.optimizers().param_groups  # type: ignore[union-attr]
+        for group, asked in zip(groups, self.configure_optimizers().param_groups, strict=True):
+            group |= {name: value for name, value in asked.items() if name != "params"}
         self.trained = True
         if self.trainer.current_epoch == 0:
             self._validate()

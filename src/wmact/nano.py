@@ -24,6 +24,7 @@ from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, train
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from wmact.commands import CommandParser
+from wmact.files import new_folder
 from wmact.rwml import prediction
 from wmact.rwml.triplets import Said, Triplet, read_triplets
 
@@ -149,12 +150,11 @@ def main(args: Sequence[str]) -> None:
         parser.error(f"--layers {options.layers} --context {options.context}: at least 1")
     if options.vocabulary < (least := 256 + len(SPECIAL)):
         parser.error(f"--vocabulary {options.vocabulary}: at least {least}, which are bytes and control tokens")
-    if options.out.is_file():
-        parser.error(f"--out {options.out}: a file, and no folder")
-    found = [triplet for path in options.triplets for triplet in read_triplets(path).triplets]
-    tokenizer = learn_tokenizer(told(found), options.vocabulary, options.context)
-    torch.manual_seed(options.seed)
-    model = build_model(options.hidden_size, options.layers, options.context, tokenizer)
-    model.save_pretrained(options.out)
-    tokenizer.save_pretrained(options.out)
+    with new_folder(options.out, replace=True) as folder:
+        found = [triplet for path in options.triplets for triplet in read_triplets(path).triplets]
+        tokenizer = learn_tokenizer(told(found), options.vocabulary, options.context)
+        torch.manual_seed(options.seed)
+        model = build_model(options.hidden_size, options.layers, options.context, tokenizer)
+        model.save_pretrained(folder)
+        tokenizer.save_pretrained(folder)
     print(f"{options.out}: {model.num_parameters():,} parameters, {len(tokenizer)} tokens, of {len(found)} triplets")

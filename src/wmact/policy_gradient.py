@@ -6,7 +6,6 @@ An algorithm says what the advantages are; `PolicyGradient.improve` is the rest 
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -15,7 +14,7 @@ from transformers import PreTrainedModel
 from wmact import losses
 from wmact.lora import LoRA, adapted
 from wmact.models import Policy
-from wmact.module import AgentModule, require_not_negative, trainable
+from wmact.module import AgentModule, require_not_negative
 from wmact.processes import largest, total
 from wmact.types import Batch
 
@@ -134,21 +133,6 @@ class PolicyGradient(AgentModule):
         if cfg.kl_coef:
             reference = Policy(base, cfg.temperature, False, cfg.trust_remote_code)
             self.reference = reference.requires_grad_(False).eval()
-
-    def configure_optimizers(self) -> torch.optim.Optimizer:
-        """One AdamW for all groups (two optimizers would double global_step)."""
-        return torch.optim.AdamW(self.groups(), betas=self.settings.betas, weight_decay=self.settings.weight_decay)
-
-    def groups(self) -> list[dict[str, Any]]:
-        """Parameter groups, each with its name and learning rate."""
-        return [{"name": "policy", "params": trainable(self.policy), "lr": self.settings.lr}]
-
-    def on_train_start(self) -> None:
-        """Take learning rates, betas and weight decay from the settings; a checkpoint has just put back its own."""
-        groups = self.optimizers().param_groups  # type: ignore[union-attr]
-        for group, asked in zip(groups, self.configure_optimizers().param_groups, strict=True):
-            group |= {name: value for name, value in asked.items() if name != "params"}
-        super().on_train_start()
 
     def begin(self, parts: list[list[Batch]]) -> Update:
         """Count what an update is over, and take the log-probabilities that it needs from before its first step.

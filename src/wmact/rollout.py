@@ -148,7 +148,7 @@ class Player:
     def reset(self) -> None:
         """Load the level and write the first prompt."""
         level, text = self.episode.level, self.env.unwrapped
-        with self._foreign():
+        with self.foreign():
             observation, info = self.env.reset(seed=level, options={"level": level})
             self.observation, self.info = _text(observation), info
             self.episode.level_id = str(info.get("level_id", self.episode.level_id))
@@ -186,7 +186,7 @@ class Player:
         if not completion.stopped:
             episode.stop_reason = self._limit_reached(request)
             return
-        with self._foreign():
+        with self.foreign():
             answer = self.read(text)
         turn.format = answer.format
         for action in answer.actions:
@@ -199,6 +199,36 @@ class Player:
             episode.told.append((len(episode.ids) + told.start, len(episode.ids) + told.end))
             self._append(told.ids)
             episode.observations.append(self.observation)
+
+    def say(self, ids: list[int], context: int, max_turns: int) -> None:
+        """Answer in the model's place. What goes over the limits ends the episode as it would end the model's.
+
+        Such a reply is cut off and has no log-probabilities: it is in no loss, for it ends in no end of turn.
+
+        Args:
+            ids: the reply's, with its end of turn.
+            context: most ids of the conversation.
+        """
+        request = self.request(0, context)
+        if not isinstance(request, Request):
+            self.episode.stop_reason = request
+            return
+        fits = len(ids) <= request.max_tokens
+        known = [0.0] * len(ids) if fits else []
+        self.answer(Completion(0, ids[: request.max_tokens], known, stopped=fits), request, max_turns)
+
+    @contextmanager
+    def foreign(self) -> Iterator[None]:
+        """Around other people's code and what it returned: whatever goes wrong there ends that episode only."""
+        if self.stop():
+            raise RolloutInterrupted
+        try:
+            with deadline(self.limits.step_seconds, self.stop):
+                yield
+        except RolloutInterrupted:
+            raise
+        except Exception as error:
+            raise EnvironmentFault from error
 
     def fail(self, error: BaseException | None) -> None:
         """End the episode as an error, keeping the traceback; it is logged and left out of the loss."""
@@ -215,7 +245,7 @@ class Player:
         if self.action_names and action not in self.action_names:
             return Action(action, "unreadable")
         before = self.observation
-        with self._foreign():
+        with self.foreign():
             observation, given, terminated, truncated, info = self.env.step(action)
             self.observation, self.info, reward = _text(observation), info, _finite(given)
             terminated, truncated, success = bool(terminated), bool(truncated), bool(info.get("success", reward > 0))
@@ -234,19 +264,6 @@ class Player:
             return "turn_tokens"
         used = sum(turn.end - turn.start for turn in self.episode.turns)
         return "episode_tokens" if used >= self.limits.episode_tokens else "context"
-
-    @contextmanager
-    def _foreign(self) -> Iterator[None]:
-        """Around other people's code and what it returned: whatever goes wrong there ends that episode only."""
-        if self.stop():
-            raise RolloutInterrupted
-        try:
-            with deadline(self.limits.step_seconds, self.stop):
-                yield
-        except RolloutInterrupted:
-            raise
-        except Exception as error:
-            raise EnvironmentFault from error
 
     def _append(self, ids: list[int], logprobs: list[float] | None = None) -> None:
         self.episode.ids.extend(ids)

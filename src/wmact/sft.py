@@ -4,18 +4,26 @@ It is the same line as reinforcement with another end: episodes → collate → 
 tokens, where "sampled" is what the demonstrator wrote. The cross-entropy is taken over these tokens alone.
 """
 
+import math
 from pathlib import Path
 
 import torch
-from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from wmact import losses
+from wmact.files import new_folder, require_replaceable
 from wmact.lora import LoRA, adapted
 from wmact.models import Policy, load_tokenizer, resolve_model
-from wmact.module import AgentModule, require_not_negative, trainable
+from wmact.module import AgentModule, require_not_negative
 from wmact.processes import total, whole
 from wmact.types import Batch
+
+WARM_UP = 0.05
+
+
+def one_cycle(done: float) -> float:
+    """Return the share of the peak learning rate when a share of the steps is done: linearly up, a cosine to zero."""
+    return min(done / WARM_UP, (1 + math.cos(math.pi * max(0.0, done - WARM_UP) / (1 - WARM_UP))) / 2)
 
 
 class SFT(AgentModule):
@@ -26,10 +34,12 @@ class SFT(AgentModule):
         from_scratch: start from random weights of the model's configuration.
         echo_coef: weight of the cross-entropy of observation tokens, those the environment wrote in answer to a reply,
             as a mean over them; 0 leaves them out. With it, what the world says is learnt beside what to do.
-        lr: peak learning rate; linear warm-up over 5 % of the steps, then cosine to zero.
+        lr: peak learning rate; linear warm-up over 5 % of the trainer's steps, then cosine to zero. A resumed run goes
+            on where it is among the steps that the trainer has now.
         betas: AdamW's averaging coefficients.
         weight_decay: AdamW's decoupled weight decay.
-        save_to: folder for the trained model, written at the end as a Hugging Face folder; null: `<run folder>/model`.
+        save_to: folder for the trained model, written at the end as a Hugging Face folder, over the model that may be
+            there; null: `<run folder>/model`.
         token_budget: most tokens of a micro-batch; bounds memory, does not change the result.
         max_grad_norm: gradients are clipped to this norm.
         max_skipped: stop after this many steps in a row with non-finite gradients.
@@ -63,8 +73,8 @@ class SFT(AgentModule):
         super().__init__(max_grad_norm, max_skipped, float("inf"))
         for name, value in {"lr": lr, "echo_coef": echo_coef}.items():
             require_not_negative(name, value)
-        if save_to is not None and Path(save_to).is_file():
-            raise ValueError(f"save_to={save_to!r}: a file, and no folder")
+        if save_to is not None:
+            require_replaceable(Path(save_to))
         if from_scratch and lora:
             raise ValueError("model.from_scratch=True with model.lora: random weights are to be trained, all of them")
         self.save_hyperparameters()
@@ -76,20 +86,25 @@ class SFT(AgentModule):
         else:
             self.policy = Policy(adapted(base, lora), temperature, gradient_checkpointing, trust_remote_code)
 
-    def configure_optimizers(self) -> OptimizerLRScheduler:
-        """AdamW with one cycle of the learning rate."""
-        groups = [{"name": "policy", "params": trainable(self.policy)}]
-        optimizer = torch.optim.AdamW(
-            groups, lr=self.settings.lr, betas=self.settings.betas, weight_decay=self.settings.weight_decay
-        )
-        steps = int(self.trainer.estimated_stepping_batches)
-        schedule = torch.optim.lr_scheduler.OneCycleLR(
-            optimizer, self.settings.lr, total_steps=steps + 1, pct_start=0.05, cycle_momentum=False
-        )
-        return {"optimizer": optimizer, "lr_scheduler": schedule}
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        """AdamW.
+
+        Raises:
+            ValueError: the training has no end, towards which its learning rate could fall.
+        """
+        if math.isinf(self.trainer.estimated_stepping_batches):
+            raise ValueError(
+                f"trainer.max_epochs={self.trainer.max_epochs}: the learning rate falls to zero over all steps of a "
+                "supervised training, so it needs an end; give --trainer.max_epochs or --trainer.max_steps"
+            )
+        return super().configure_optimizers()
 
     def training_step(self, batch: Batch, batch_idx: int) -> None:
         """One optimizer step on a batch of demonstrations."""
+        (group,) = self.optimizers().param_groups  # type: ignore[union-attr]
+        # Not a scheduler's state: a resumed run may have another number of steps, and another learning rate.
+        done = (self.global_step + 1) / (self.trainer.estimated_stepping_batches + 1)
+        group["lr"] = self.settings.lr * one_cycle(done)
         echo_coef = self.settings.echo_coef
         (micros,) = self.micro_batches(batch)
         observed = float(sum(len(micro.token_O) for micro in micros)) if echo_coef else 0.0
@@ -108,7 +123,6 @@ class SFT(AgentModule):
         self.log("train/nll", nll, on_step=True, on_epoch=False, prog_bar=True)
         if echo_coef:
             self.log("train/observation_nll", observation_nll, on_step=True, on_epoch=False)
-        self.lr_schedulers().step()  # type: ignore[union-attr]
 
     def on_train_end(self) -> None:
         """Write the model as a Hugging Face folder."""
@@ -116,8 +130,9 @@ class SFT(AgentModule):
         lm = self.policy.lm
         buffers = dict(lm.named_buffers())
         weights = dict(self.weights()) | {name: whole(b) for name, b in lm.state_dict().items() if name in buffers}
+        cfg = self.settings
+        target = Path(cfg.save_to or Path(self.trainer.log_dir or ".") / "model")
         if self.trainer.is_global_zero and not self.trainer.fast_dev_run:  # type: ignore[attr-defined]
-            folder = Path(self.settings.save_to or Path(self.trainer.log_dir or ".") / "model")
-            lm.save_pretrained(folder, state_dict=weights)
-            cfg = self.settings
-            load_tokenizer(cfg.model, cfg.trust_remote_code, cfg.chat_template).save_pretrained(folder)
+            with new_folder(target, replace=True) as folder:
+                lm.save_pretrained(folder, state_dict=weights)
+                load_tokenizer(cfg.model, cfg.trust_remote_code, cfg.chat_template).save_pretrained(folder)

@@ -244,7 +244,10 @@ def test_settings_and_what_must_be_installed(monkeypatch: pytest.MonkeyPatch, tm
         VLLMEngine(gpu_memory_utilization=2)
     with monkeypatch.context() as patch:
         patch.setitem(sys.modules, "vllm", None)
-        with pytest.raises(ModuleNotFoundError, match="needs vLLM: pip install --no-deps -r requirements"):
+        told = (
+            "needs vLLM: pip install --no-deps -r requirements.*; --data.engine wmact.engines.TransformersEngine plays"
+        )
+        with pytest.raises(ModuleNotFoundError, match=told):
             VLLMEngine().start(tmp_path, stop_token_ids=[])
     monkeypatch.setenv("VLLM_ENABLE_V1_MULTIPROCESSING", "1")
     with pytest.raises(RuntimeError, match="must be 0"):

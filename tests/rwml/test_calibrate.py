@@ -1,11 +1,14 @@
 """What `calibrate` concludes: rates, the threshold it recommends, what can be known, and the words for it."""
 
+import json
 import math
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 import pytest
 
+from wmact.rwml import calibrate
 from wmact.rwml.calibrate import THRESHOLDS, efficacy, groups, knowable, rates, recommend, verdict
 from wmact.rwml.nearmiss import Pairs
 from wmact.rwml.triplets import Said, Triplet
@@ -40,8 +43,9 @@ def test_the_threshold_accepts_most_paraphrases_of_those_that_tell_gross_errors(
     table |= accepted(id_swapped=[0.0, 0.5, 0.8, 1.0], state_flipped=[0.2, 0.4, 0.6, 1.0])
     best = recommend(table, ["reworded"])
     assert best is not None
-    assert (best["threshold"], best["paraphrases"], best["gross_errors"]) == (0.1, 0.9, 0.05)
-    assert best["near_misses"] == pytest.approx((0.8 + 0.6) / 2)
+    assert (best["threshold"], best["paraphrases"]) == (0.1, {"reworded": 0.9})
+    assert best["gross_errors"] == {"echo": 0.05, "same verb": 0.0}
+    assert best["near_misses"] == {"id swapped": 0.8, "state flipped": 0.6}
     assert recommend(accepted(reworded=[1.0], echo=[0.06], same_verb=[0.0]), ["reworded"]) is None
     lowest = recommend(accepted(reworded=[1.0], echo=[0.0], same_verb=[0.0]), ["reworded"])
     assert lowest is not None
@@ -66,9 +70,10 @@ def test_what_can_be_known(triplet: Callable[..., Triplet]) -> None:
 
 def test_whether_what_moved_tells_what_was_effective(triplet: Callable[..., Triplet]) -> None:
     def moved(by: int, effective: bool) -> Triplet:
-        return triplet(history=(Said("observation", "x"),), next="x" + "y" * by, effective=effective)
+        return triplet(next="x" + "y" * by, effective=effective)
 
-    rows = {row["threshold"]: row for row in efficacy(Length(), [moved(0, False), moved(1, False), moved(3, True)])}
+    moves = [(each, "x") for each in (moved(0, False), moved(1, False), moved(3, True))]
+    rows = {row["threshold"]: row for row in efficacy(Length(), moves)}
     assert (rows[0.0]["precision"], rows[0.0]["recall"]) == (1 / 2, 1)  # two moved, one of them effective
     assert (rows[0.2]["precision"], rows[0.2]["recall"]) == (1, 1)
     assert math.isnan(rows[0.4]["precision"])  # nothing moved by more
@@ -84,7 +89,8 @@ def test_groups_without_variance(triplet: Callable[..., Triplet]) -> None:
 
 
 def result(pairs: int = 100, things: float = 1.0, **found: Any) -> dict[str, Any]:
-    best = {"threshold": 0.1, "paraphrases": 0.9, "gross_errors": 0.0, "near_misses": 0.0}
+    best: dict[str, Any] = {"threshold": 0.1, "paraphrases": {"reordered": 1.0, "reworded": 0.8}}
+    best |= {"gross_errors": {"echo": 0.0, "same verb": 0.03}, "near_misses": {"id swapped": 0.0}}
     one = {"recommended": best | found.pop("best", {}), "accepted": accepted(echo=[0.5], same_verb=[0.25])} | found
     return {"distances": {"d": one}, "pairs": {"echo": pairs, "same verb": 100}, "knowable": {"things": things}}
 
@@ -93,8 +99,12 @@ def result(pairs: int = 100, things: float = 1.0, **found: Any) -> dict[str, Any
     ("found", "told"),
     [
         (result(recommended=None), ["no signal: it does not tell gross errors", "50% of echo, 25% of same verb"]),
-        (result(best={"paraphrases": 0.4}), ["strict: a right prediction in other words"]),
-        (result(best={"near_misses": 0.8}), ["takes 80% of near-misses for right: AND it with wmact.rwml.SameState"]),
+        # of all kinds alike it would be 0.7
+        (result(best={"paraphrases": {"a": 1.0, "b": 0.4}}), ["strict: a right prediction", "as wrong (40% of b)"]),
+        (
+            result(best={"near_misses": {"c": 0.8, "d": 0.0}}),
+            ["it takes near-misses for right (80% of c, 0% of d): AND it with wmact.rwml.SameState"],
+        ),
         (result(pairs=29), ["only 29 pairs of a kind of gross errors: collect more"]),
         (result(things=0.4), ["little signal whatever the distance: only 40% of the things"]),
         (
@@ -111,4 +121,23 @@ def test_the_verdict_in_words(found: dict[str, Any], told: list[str]) -> None:
 
 
 def test_nothing_more_is_said_of_a_signal() -> None:
-    assert verdict(result()) == ["d: τ_d = 0.1 accepts 90% of paraphrases (kinds alike), 0% of gross errors"]
+    told = "d: τ_d = 0.1 accepts 100% of reordered, 80% of reworded; of gross errors 0% of echo, 3% of same verb"
+    assert verdict(result()) == [told]
+
+
+def test_what_moved_is_what_the_world_says_and_not_what_an_observation_adds(
+    triplet: Callable[..., Triplet], write: Callable[..., str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As ALFWorldVerl's, whose observations list what can be done: compared with these, everything moves."""
+    rows = []
+    for step, (says, effective) in enumerate([("a", True), ("a", False), ("b", True), ("b", False)]):
+        seen = (Said("observation", f"{rows[-1].next if rows else 'start'}\nAdmissible actions: {step}"),)
+        rows.append(triplet(step=step, history=seen, next=says, effective=effective))
+    monkeypatch.setattr(calibrate, "distance_of", lambda name: Length())
+    calibrate.main(["--triplets", write(*rows), "--out", str(tmp_path / "out.json")])
+    told = {
+        row["threshold"]: row
+        for row in json.loads((tmp_path / "out.json").read_text())["distances"]["exact"]["efficacy"]
+    }
+    # of steps 1 to 3, before which the world has said something, step 2 is effective, and it alone brings another text
+    assert (told[0.0]["precision"], told[0.0]["recall"]) == (1.0, 1.0)

@@ -35,6 +35,19 @@ def test_an_action_is_effective_if_the_observation_moves_by_more_than_the_thresh
         SemanticEfficacy(Told(), ByLength(), -1)
 
 
+def test_what_an_observation_adds_is_not_looked_at():
+    class Listing(Told):
+        def reset(self, *, seed=None, options=None):
+            return "a, and you can go", {"feedback": "a"}
+
+        def step(self, action):
+            return f"{action}, after all", 0.0, False, False, {"feedback": action}
+
+    env = SemanticEfficacy(Listing(), ByLength(), 0.0)
+    env.reset()
+    assert [env.step(text)[-1]["effective"] for text in ("b", "bc", "bd")] == [False, True, False]
+
+
 def test_it_is_an_environment_of_the_configuration():
     env = gymnasium.make(
         "wmact.rwml:wmact/Semantic-v0", disable_env_checker=True, env="wmact_envs:wmact/Maze-v0", threshold=0.0, size=5

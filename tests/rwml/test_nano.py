@@ -57,6 +57,20 @@ def test_it_is_a_model_and_the_same_for_the_same_seed(model, tmp_path):
     assert not torch.equal(load_model(str(tmp_path / "other")).state_dict()[name], weights[name])
 
 
+def test_it_replaces_a_model_whole_and_nothing_else(model, tmp_path, monkeypatch):
+    words = [str(tmp_path / "triplets.jsonl"), "--hidden_size", "32", "--layers", "1", "--out"]
+    before = (model / "model.safetensors").read_bytes()
+    with monkeypatch.context() as broken:
+        broken.setattr("transformers.PreTrainedTokenizerFast.save_pretrained", lambda *_: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            main([*words, str(model), "--seed", "1"])
+    assert (model / "model.safetensors").read_bytes() == before
+    main([*words, str(model), "--seed", "1"])
+    assert (model / "model.safetensors").read_bytes() != before
+    with pytest.raises(ValueError, match="is there already, and no folder of a model"):
+        main([*words, str(tmp_path)])
+
+
 def test_a_lone_surrogate_in_a_file_is_no_error(tmp_path, write, triplet):
     main([write(triplet(next="\ud800 desk")), "--out", str(tmp_path / "nano"), "--hidden_size", "32", "--layers", "1"])
     assert (tmp_path / "nano" / "tokenizer.json").is_file()

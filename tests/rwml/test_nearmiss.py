@@ -1,10 +1,13 @@
 """What the calibration makes of a true next state."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 
-from wmact.rwml.nearmiss import all_pairs, by_hand, dropped, flipped, id_swapped, reordered, reworded, verb
+from wmact.rwml.nearmiss import all_pairs, by_hand, dropped, flipped, id_swapped, reordered, reworded, said_before, verb
 from wmact.rwml.state import same
+from wmact.rwml.triplets import Said
 
 
 def every(rule, text):
@@ -48,10 +51,11 @@ def test_the_verb_of_an_action():
 
 
 def test_pairs_of_a_file(triplet):
+    mug, pen = ((Said("observation", f"You see a {thing}."),) for thing in ("mug 1", "pen 2"))
     rows = [
         triplet(step=0, next="You see a mug 1."),
-        triplet(step=1, action="go to bed 2", next="You see a pen 2."),
-        triplet(step=2, action="wait", next="You see a pen 2."),
+        triplet(step=1, history=mug, action="go to bed 2", next="You see a pen 2."),
+        triplet(step=2, history=pen, action="wait", next="You see a pen 2."),
         triplet(step=0, game="g1", action="go home", next="You see a cup 3."),
     ]
     made = {kind.name: kind for kind in all_pairs(rows, 10, 0)}
@@ -67,6 +71,15 @@ def test_pairs_of_a_file(triplet):
         assert all(same(a) != same(b) for a, b in zip(kind.truths, kind.others, strict=True))
     assert [kind.truths for kind in all_pairs(rows, 10, 0)] == [kind.truths for kind in made.values()]
     assert all(len(kind.truths) <= 1 for kind in all_pairs(rows, 1, 0))
+
+
+def test_what_the_world_said_before(triplet):
+    first = triplet(next="a mug 1")
+    plain = triplet(step=1, history=(Said("observation", "a mug 1"),), next="a pen 2")
+    assert said_before([plain, first]) == ["a mug 1", first.observation]
+    assert said_before([plain]) == ["a mug 1"]  # where the step before is not among them
+    around = dataclasses.replace(plain, history=(Said("observation", "a mug 1\nAdmissible actions: look"),))
+    assert said_before([around, first]) == ["a mug 1", None]  # nothing tells what the world's part of the first one was
 
 
 def test_what_was_written_by_hand_is_not_the_same_text():

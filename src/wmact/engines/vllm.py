@@ -103,8 +103,8 @@ class VLLMEngine:
     def _load(self, source: str) -> None:
         if not importlib.util.find_spec("vllm"):
             way_out = "pip install --no-deps -r requirements-cpu.txt, or -e '.[gpu]' where there is a GPU"
-            hint = f"VLLMEngine needs vLLM: {way_out}"
-            raise ModuleNotFoundError(hint, name="vllm")
+            without = "--data.engine wmact.engines.TransformersEngine plays without it, more slowly"
+            raise ModuleNotFoundError(f"VLLMEngine needs vLLM: {way_out}; {without}", name="vllm")
         for name, value in ENVIRONMENT.items():
             os.environ.setdefault(name, value)
         if os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] != "0":

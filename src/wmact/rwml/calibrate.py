@@ -7,7 +7,8 @@
 For each distance (every --embedder, ROUGE-L, fields of JSON) and threshold: how often it accepts what says the same as
 the truth (reordered, reworded, and pairs written by hand), and how often what does not (what the world said last, the
 answer to another action of the same verb, one number changed, one state flipped, one thing left out). Then, how much of
-the truth can be known from the history at all, and how well "the observation moved" tells which actions had an effect.
+the truth can be known from the history at all, and how well "what the world says moved" tells which actions had an
+effect, without what an observation adds around it.
 With a configuration, its start model predicts some triplets too: groups whose samples are all right or all wrong teach
 GRPO nothing. In the end a threshold is recommended, or it says that there is no signal, and why.
 
@@ -31,7 +32,7 @@ import numpy as np
 from wmact.commands import CommandParser
 from wmact.files import new_file
 from wmact.rwml.distances import BUNDLED, Distance, Exact, JSONFields, RougeL, SentenceEmbedding, ServedEmbedding
-from wmact.rwml.nearmiss import GROSS, NEAR_MISSES, Pairs, all_pairs, by_hand
+from wmact.rwml.nearmiss import GROSS, NEAR_MISSES, Pairs, all_pairs, by_hand, said_before
 from wmact.rwml.offline import predict, provenance, read_prediction_data, training_env
 from wmact.rwml.state import agree, as_json, entities
 from wmact.rwml.triplets import Triplet, read_triplets
@@ -41,7 +42,7 @@ THRESHOLDS = (0.02, 0.05, 0.1, 0.15, 0.2, 0.3, 0.4)
 MOST_GROSS = 0.05
 """A threshold is usable if it accepts at most this share of each kind of gross error …"""
 LEAST_RIGHT = 0.5
-"""… and semantic if it accepts at least this share of paraphrases. So much of the things must be knowable, too."""
+"""… and semantic if it accepts at least this share of each kind of paraphrases. So many things must be knowable."""
 MOST_FLAT = 0.9
 """With more groups than this without variance, there is next to nothing to learn from."""
 FEW_PAIRS = 30
@@ -79,15 +80,15 @@ def recommend(table: dict[str, list[dict[str, float]]], alike: Sequence[str]) ->
         alike: kinds of pairs that say the same.
 
     Returns:
-        It, and what it accepts; None where every threshold accepts too many gross errors.
+        It, and what it accepts of each kind of paraphrases, gross errors and near-misses; None where every threshold
+        accepts too many gross errors.
     """
     best: dict[str, Any] | None = None
     for i, threshold in enumerate(THRESHOLDS):
         at = {kind: rows[i]["accepted"] for kind, rows in table.items() if not math.isnan(rows[i]["accepted"])}
-        right = mean([at[kind] for kind in alike if kind in at])
-        gross = max((at[kind] for kind in GROSS if kind in at), default=math.nan)
-        near = mean([at[kind] for kind in NEAR_MISSES if kind in at])
-        if gross <= MOST_GROSS and (best is None or right > best["paraphrases"]):
+        right, gross, near = ({k: at[k] for k in kinds if k in at} for kinds in (alike, GROSS, NEAR_MISSES))
+        worst = max(gross.values(), default=math.nan)
+        if worst <= MOST_GROSS and (best is None or mean([*right.values()]) > mean([*best["paraphrases"].values()])):
             best = {"threshold": threshold, "paraphrases": right, "gross_errors": gross, "near_misses": near}
     return best
 
@@ -116,9 +117,14 @@ def words(text: str) -> set[str]:
     return {word.strip(".-") for word in WORD.findall(text.lower())} - {""}
 
 
-def efficacy(distance: Distance, triplets: Sequence[Triplet]) -> list[dict[str, float]]:
-    """Compare, at each threshold, "the observation moved by more" with what the engine says of the action's effect."""
-    moved = distance([each.observation for each in triplets], [each.next for each in triplets])
+def efficacy(distance: Distance, moves: Sequence[tuple[Triplet, str]]) -> list[dict[str, float]]:
+    """Compare, at each threshold, "what the world says moved by more" with what the engine says of the action's effect.
+
+    Args:
+        moves: triplets, each with what the world said before it.
+    """
+    triplets = [each for each, _ in moves]
+    moved = distance([before for _, before in moves], [each.next for each in triplets])
     found = []
     for threshold in (0.0, *THRESHOLDS):
         told = [distance > threshold for distance in moved]
@@ -159,17 +165,15 @@ def verdict(result: dict[str, Any]) -> list[str]:
     for name, found in result["distances"].items():
         best = found["recommended"]
         if best is None:
-            told = ", ".join(f"{share(found['accepted'][kind][0]['accepted'])} of {kind}" for kind in GROSS)
+            told = each_of({kind: found["accepted"][kind][0]["accepted"] for kind in GROSS})
             lines.append(f"{name}: no signal: it does not tell gross errors. At its lowest threshold it accepts {told}")
             continue
-        line = (
-            f"{name}: τ_d = {best['threshold']:g} accepts {best['paraphrases']:.0%} of paraphrases (kinds alike), "
-            f"{best['gross_errors']:.0%} of gross errors"
-        )
-        if best["paraphrases"] < LEAST_RIGHT:
-            line += "; strict: a right prediction in other words than the world's counts as wrong"
-        if best["near_misses"] > 0.5:
-            line += f"; it takes {best['near_misses']:.0%} of near-misses for right: AND it with wmact.rwml.SameState"
+        alike, gross, near = (each_of(best[what]) for what in ("paraphrases", "gross_errors", "near_misses"))
+        line = f"{name}: τ_d = {best['threshold']:g} accepts {alike}; of gross errors {gross}"
+        if strict := {kind: part for kind, part in best["paraphrases"].items() if part < LEAST_RIGHT}:
+            line += f"; strict: a right prediction in other words than the world's counts as wrong ({each_of(strict)})"
+        if max(best["near_misses"].values(), default=0) > 0.5:
+            line += f"; it takes near-misses for right ({near}): AND it with wmact.rwml.SameState"
         sampled = {row["threshold"]: row for row in found.get("start_model", [])}.get(best["threshold"])
         if sampled and sampled["zero_variance"] > MOST_FLAT:
             line += (
@@ -212,7 +216,7 @@ def table(result: dict[str, Any]) -> str:
     for name, found in result["distances"].items():
         if found.get("cut"):
             lines.append(f"{name} reads {found['longest']} tokens: {found['cut']} texts were longer and were cut")
-    lines += ["", "an action is effective if its observation moved by more than τ, against the engine's word"]
+    lines += ["", "an action is effective if what the world says moved by more than τ, against the engine's word"]
     rows = [
         [name, f"{row['threshold']:g}", share(row["precision"]), share(row["recall"])]
         for name, found in result["distances"].items()
@@ -232,6 +236,11 @@ def table(result: dict[str, Any]) -> str:
         ]
         lines += columns([["", "τ_d", "mean reward", "groups without variance"], *rows])
     return "\n".join([*lines, "", *result["verdict"]])
+
+
+def each_of(shares: dict[str, float]) -> str:
+    """Shares of several kinds, in words."""
+    return ", ".join(f"{share(value)} of {kind}" for kind, value in shares.items()) or "nothing"
 
 
 def share(value: float) -> str:
@@ -279,7 +288,8 @@ def main(args: Sequence[str]) -> None:
     alike, unlike = by_hand()
     pairs = [*all_pairs(triplets, options.pairs, options.seed), alike, unlike]
     paraphrases = [kind.name for kind in pairs if kind.same]
-    chosen = [triplets[i] for i in np.random.default_rng(options.seed).permutation(len(triplets))[: options.pairs]]
+    moves = [(each, last) for each, last in zip(triplets, said_before(triplets), strict=True) if last is not None]
+    chosen = [moves[i] for i in np.random.default_rng(options.seed).permutation(len(moves))[: options.pairs]]
     result: dict[str, Any] = {
         "provenance": provenance("calibrate", args),
         "triplets": len(triplets),

@@ -11,17 +11,15 @@ from typing import Any
 import gymnasium
 import numpy as np
 
-from wmact.collate import collate
 from wmact.data import EnvSpec, Plays, RolloutData, Variant
-from wmact.engines import Completion, Request
 from wmact.processes import share, together
-from wmact.rollout import Player, Task
+from wmact.rollout import EnvironmentFault, Player, Task
 from wmact.rwml import prediction
 from wmact.rwml.env import ID, PredictionEnv
 from wmact.rwml.rewards import Reward
 from wmact.rwml.state import entities, same, states
 from wmact.rwml.triplets import Triplet
-from wmact.types import Batch, Episode, Mean, RolloutInterrupted
+from wmact.types import Batch, Episode, Mean
 
 OFFLINE = 2  # marks the random streams of calibration and filter, beside those of training and evaluation
 HELD_OUT = Variant(kwargs={"part": "held_out"})
@@ -178,17 +176,14 @@ class NextStateData(PredictionData):
         (env,) = self._pool(self.env, 1)[:1]
         with together():
             self.episodes = [self._shown(env, number) for number in share(range(first, self.cursor))]
-        return collate(self.episodes)
+        return self._packed()
 
     def _shown(self, env: Any, number: int) -> Episode:
-        if self._told_to_stop():
-            raise RolloutInterrupted
         assert self._chat is not None
         triplets = env.unwrapped.triplets
         again, place = divmod(number, len(triplets))
         level = int(np.random.default_rng([self.seed, again]).permutation(len(triplets))[place])
-        player = Player(env, self._task(level, again), self._chat, self.limits, told=False)
-        player.reset()
+        player = Player(env, self._task(level, again), self._chat, self.limits, told=False, stop=self._told_to_stop)
         before, text, behind = prediction.written(triplets[level].next, self.thought, env.unwrapped.tag)
         ids = [*self._chat.encode(before), *self._chat.quote(text), *self._chat.encode(behind), self._chat.end_of_turn]
         if len(ids) > self.limits.turn_tokens:
@@ -196,6 +191,9 @@ class NextStateData(PredictionData):
                 f"data.limits.turn_tokens={self.limits.turn_tokens}: the answer to triplet {level} takes {len(ids)} "
                 "tokens, and no prediction could say it; raise the limit"
             )
-        request = Request(0, player.episode.ids, self.limits.turn_tokens, 0)
-        player.answer(Completion(0, ids, [0.0] * len(ids), stopped=True), request, max_turns=1)
+        try:
+            player.reset()
+            player.say(ids, self.context, max_turns=1)
+        except EnvironmentFault as fault:
+            player.fail(fault.__cause__)
         return player.episode

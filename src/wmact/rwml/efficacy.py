@@ -19,11 +19,11 @@ from wmact.rwml.distances import BUNDLED, Distance, SentenceEmbedding
 
 
 class SemanticEfficacy(gymnasium.Wrapper[str, str, str, str]):
-    """Says of each action whether the observation moved by more than a threshold; the engine's word is not asked.
+    """Says of each action whether what the world says moved by more than a threshold; the engine is not asked.
 
     Args:
-        env: the environment.
-        distance: of observations.
+        env: the environment. What its observations add around `info["feedback"]`, such as a history, is not looked at.
+        distance: of what the world says before and after.
         threshold: an action is effective above it.
     """
 
@@ -36,15 +36,21 @@ class SemanticEfficacy(gymnasium.Wrapper[str, str, str, str]):
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[str, dict[str, Any]]:
         """Begin a level."""
-        self._before, info = self.env.reset(seed=seed, options=options)
-        return self._before, info
+        observation, info = self.env.reset(seed=seed, options=options)
+        self._before = _said(observation, info)
+        return observation, info
 
     def step(self, action: str) -> tuple[str, Any, bool, bool, dict[str, Any]]:
         """Take an action."""
         observation, reward, terminated, truncated, info = self.env.step(action)
-        (moved,) = self.distance([self._before], [observation])
-        self._before = observation
+        said = _said(observation, info)
+        (moved,) = self.distance([self._before], [said])
+        self._before = said
         return observation, reward, terminated, truncated, info | {"effective": moved > self.threshold}
+
+
+def _said(observation: str, info: dict[str, Any]) -> str:
+    return str(info.get("feedback", observation))
 
 
 def semantic(env: str, threshold: float, embedder: str = BUNDLED, **kwargs: Any) -> SemanticEfficacy:

@@ -110,11 +110,22 @@ def dropped(text: str, rng: np.random.Generator) -> str | None:
 
 def echoes(triplets: Sequence[Triplet]) -> Iterator[tuple[str, str]]:
     """Each next state with what the world said last before it, where that is another."""
-    said = {(each.game, each.source, each.seed, each.step): each.next for each in triplets}
-    for each in triplets:
-        last = said.get((each.game, each.source, each.seed, each.step - 1), each.observation)
-        if same(last) != same(each.next):
+    for each, last in zip(triplets, said_before(triplets), strict=True):
+        if last is not None and same(last) != same(each.next):
             yield each.next, last
+
+
+def said_before(triplets: Sequence[Triplet]) -> list[str | None]:
+    """What the world said last before each action, without what an observation adds around it, such as a history.
+
+    It is the `next` of the step before. Where observations add nothing it is the observation, also where that step is
+    not among the triplets; else it is None there.
+    """
+    said = {(each.game, each.source, each.seed, each.step): each.next for each in triplets}
+    last = [said.get((each.game, each.source, each.seed, each.step - 1)) for each in triplets]
+    pairs = list(zip(triplets, last, strict=True))
+    plain = all(text in (None, each.observation) for each, text in pairs)
+    return [each.observation if plain else text for each, text in pairs]
 
 
 def of_same_verb(triplets: Sequence[Triplet], rng: np.random.Generator) -> Iterator[tuple[str, str]]:
