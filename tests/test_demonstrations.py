@@ -1,5 +1,6 @@
 """What a demonstrator claims is true, and what it does is what it thought."""
 
+import math
 import re
 import time
 from collections.abc import Callable
@@ -388,7 +389,7 @@ def test_a_walkthrough_is_the_solution_and_solves(level: int) -> None:
 def replies(env: Any, how: Walkthrough, number: int = 1, seed: int = 0, **info: Any) -> list[str]:
     """The first replies of a walkthrough whose actions are not carried out."""
     player: Any = SimpleNamespace(env=env, info=info, one_action=getattr(env.unwrapped, "one_action", False))
-    return list(islice(how.replies(player, np.random.default_rng(seed)), number))
+    return [text for text, _ in islice(how.replies(player, np.random.default_rng(seed)), number)]
 
 
 def test_where_a_reply_holds_one_action_a_walkthrough_gives_one() -> None:
@@ -436,6 +437,30 @@ def test_a_detour_is_any_action_and_the_solution_finds_back() -> None:
     assert len({len(episode.actions) for episode in episodes}) > 1
     with pytest.raises(ValueError, match=r"walkthrough.detour=1.5: a share of the replies"):
         Walkthrough(detour=1.5)
+
+
+def test_a_detour_is_not_learnt_and_what_the_world_says_to_it_is() -> None:
+    env: Any = EnvSpec("wmact_envs:wmact/Maze-v0", {"layout": "cells"}).make()
+    env.unwrapped.one_action = True
+    how = Walkthrough(detour=0.5, **NANOS)
+    chat = Chat(build_tokenizer())
+    episodes = [play_demonstration(env, Task(n, 0, n), chat, Limits(), 40, Manner(), walkthrough=how) for n in range(9)]
+    learnt = strayed = 0
+    for episode in episodes:
+        env.reset(options={"level": episode.level})
+        for turn in episode.turns:
+            best, (action,) = env.unwrapped.solution()[0], turn.actions
+            known = {math.isnan(value) for value in episode.logprobs[turn.start : turn.end]}
+            assert known in ({True}, {False})
+            learnt += known == {False}
+            strayed += known == {True}
+            assert known == {True} or action.text == best
+            env.step(action.text)
+    assert 0.4 < strayed / (learnt + strayed) < 0.6
+    batch = collate(episodes)
+    assert int(batch.valid_S.sum()) < len(batch.token_S)
+    told = sum(end - start for episode in episodes for start, end in episode.told)
+    assert len(batch.token_O) == told  # what was said to detours too
 
 
 def test_a_detour_that_spoils_the_level_ends_the_demonstration() -> None:

@@ -124,7 +124,8 @@ class Walkthrough:
         thought: what is thought before each reply, whatever it is; {action} is the first of the reply.
         reply: the whole; {thought} and {plan}.
         detour: share of replies that take any one action instead, from which the solution finds back. It shows more of
-            the world, and what to do where a plan would not have come.
+            the world, and what to do where a plan would not have come (Laskey et al. 2017, arXiv 1703.09327, inject
+            noise likewise). Detours are not learnt: a model of them would stray as often.
     """
 
     thought: str = "Next: {action}."
@@ -137,8 +138,10 @@ class Walkthrough:
         for name, words in (("thought", ["action"]), ("reply", ["thought", "plan"])):
             _require_template(f"walkthrough.{name}", getattr(self, name), words)
 
-    def replies(self, player: Player, rng: np.random.Generator) -> Iterator[str]:
+    def replies(self, player: Player, rng: np.random.Generator) -> Iterator[tuple[str, bool]]:
         """Yield replies, each for the state that the one before has led to; no more where no solution leads on.
+
+        Beside each stands whether it is to be learnt.
 
         Raises:
             ValueError: a detour, and the environment names no actions.
@@ -146,13 +149,13 @@ class Walkthrough:
         env: Any = player.env.unwrapped
         plan: list[str] = []
         while plan := plan or env.solution() or []:
-            if rng.random() < self.detour:
+            if detour := rng.random() < self.detour:
                 actions, plan = [at_random(env, player.info, rng)], []
             else:
                 length = 1 if player.one_action else len(plan)
                 actions, plan = plan[:length], plan[length:]
             thought = self.thought.format(action=actions[0])
-            yield self.reply.format(thought=thought, plan=", ".join(actions))
+            yield self.reply.format(thought=thought, plan=", ".join(actions)), not detour
 
 
 def at_random(env: gymnasium.Env[str, str], info: Mapping[str, Any], rng: np.random.Generator) -> str:
@@ -270,17 +273,17 @@ def play_demonstration(
     """
     rng = np.random.default_rng(task.seed)
     player = Player(env, task, chat, limits, tell_rules, stop)
-    explored = (demonstrate(env.unwrapped, rng, manner, wording) for _ in itertools.count())
+    explored = ((demonstrate(env.unwrapped, rng, manner, wording), True) for _ in itertools.count())
     replies = walkthrough.replies(player, rng) if walkthrough else explored
     try:
         player.reset()
         while player.episode.stop_reason is None:
             with player.foreign():
-                reply = next(replies, None)
+                reply, learnt = next(replies, (None, False))
             if reply is None:
                 player.episode.stop_reason = "turns"
             else:
-                player.say(chat.encode(reply) + [chat.end_of_turn], context, max_turns)
+                player.say(chat.encode(reply) + [chat.end_of_turn], context, max_turns, learnt)
     except EnvironmentFault as fault:
         player.fail(fault.__cause__)
     return player.episode

@@ -200,7 +200,7 @@ class Player:
             self._append(told.ids)
             episode.observations.append(self.observation)
 
-    def say(self, ids: list[int], context: int, max_turns: int) -> None:
+    def say(self, ids: list[int], context: int, max_turns: int, learnt: bool = True) -> None:
         """Answer in the model's place. What goes over the limits ends the episode as it would end the model's.
 
         Such a reply is cut off and has no log-probabilities: it is in no loss, for it ends in no end of turn.
@@ -208,13 +208,14 @@ class Player:
         Args:
             ids: the reply's, with its end of turn.
             context: most ids of the conversation.
+            learnt: whether the reply is in the loss; what the environment says to it may be, either way.
         """
         request = self.request(0, context)
         if not isinstance(request, Request):
             self.episode.stop_reason = request
             return
         fits = len(ids) <= request.max_tokens
-        known = [0.0] * len(ids) if fits else []
+        known = [0.0] * len(ids) if fits and learnt else []
         self.answer(Completion(0, ids[: request.max_tokens], known, stopped=fits), request, max_turns)
 
     @contextmanager
