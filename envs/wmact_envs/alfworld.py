@@ -72,6 +72,8 @@ class ALFWorldEnv(gymnasium.Env[str, str]):
             keeps the whole conversation anyway.
         admissible: end each observation with the list of commands that can be carried out.
         max_steps: commands after which an episode is truncated, valid or not.
+        search: `solution` looks for things as an agent has to, in the places that can hold them, in place of knowing
+            where they are. Who imitates one that knows learns to take what is not there.
         num_games: play the first so many of the split; null: all. A game that comes again starts five times as fast.
         render_mode: None or "ansi".
     """
@@ -89,6 +91,7 @@ class ALFWorldEnv(gymnasium.Env[str, str]):
         history: int = 0,
         admissible: bool = False,
         max_steps: int = 50,
+        search: bool = False,
         num_games: int | None = None,
         render_mode: str | None = None,
     ) -> None:
@@ -109,6 +112,7 @@ class ALFWorldEnv(gymnasium.Env[str, str]):
             raise DependencyNotInstalled(f"{missing[0]} is not installed: pip install -e '.[alfworld]'")
         self.split, self.task_types = split, tuple(task_types)
         self.history, self.admissible, self.max_steps, self.render_mode = history, admissible, max_steps, render_mode
+        self.search = search
         root = games.official_root() if data != "composed" else None
         if data == "official" and root is None:
             raise ValueError("data='official': no games in $ALFWORLD_DATA/json_2.1.1; docs/alfworld.md says where from")
@@ -183,7 +187,8 @@ class ALFWorldEnv(gymnasium.Env[str, str]):
     def solution(self) -> list[str] | None:
         """Return commands that do the task from here, [] when it is done, or None if there is no plan.
 
-        It knows where everything is: an agent that follows it has not searched.
+        It knows where everything is. With `search` it does not, and the commands may lead to the next look only: ask
+        again when they are carried out.
 
         Raises:
             ResetNeeded: no episode was started.
@@ -191,7 +196,7 @@ class ALFWorldEnv(gymnasium.Env[str, str]):
         """
         if not self._level_info or not self._worker.running:
             raise ResetNeeded("no episode was started: call reset() before solution()")
-        plan: list[str] | None = self._worker.ask("plan", seconds=SECONDS)
+        plan: list[str] | None = self._worker.ask("plan", self.search, seconds=SECONDS)
         return plan
 
     def observe(self) -> str:

@@ -17,13 +17,14 @@ import copy
 import functools
 import os
 import pickle
+import re
 import zlib
 from pathlib import Path
 from typing import Any
 
 from . import alfworld_games as games
 from .alfworld_games import Scene, Start
-from .alfworld_plan import House, Task, plan
+from .alfworld_plan import House, Task, plan, search
 
 os.environ["ALFWORLD_DATA"] = os.curdir  # which the package would make otherwise, to put nothing in it here
 
@@ -37,6 +38,8 @@ from textworld.logic import Proposition, Rule, State
 
 IGNORED = "checked"
 """The predicate that looking, examining and listing change, and nothing else depends on."""
+LOOKS = re.compile("(?:go to|open|examine) (.+)")
+"""Commands that tell what is in a receptacle, if it is open."""
 
 
 # The faster engine
@@ -193,6 +196,7 @@ class Engine:
         self._env = AlfredDemangler(QuickEnv(textworld.EnvInfos()))
         self._game: games.Game | None = None
         self._state: Any = None
+        self._looked_at: set[str] = set()  # names of receptacles whose contents have been told
 
     def prepare(self, source: str | tuple[str, int, tuple[str, ...]]) -> bytes:
         """Return a game, that of a file or level (split, number, task types), translated: about 40 kB for `start`."""
@@ -207,17 +211,19 @@ class Engine:
         self._game, self._translator.given = pickle.loads(zlib.decompress(prepared))
         assert self._game is not None
         self._env.load(self._game.data)
-        self._state = self._env.reset()
+        self._state, self._looked_at = self._env.reset(), set()
         length = len(self.plan() or ())
         return Start(self._game.name, self._game.task_type, self._game.level_id, length, self._scene(False))
 
     def act(self, command: str) -> Scene:
         """Carry out one of the admissible commands."""
         self._state, _, _ = self._env.step(command)
+        if (looks := LOOKS.fullmatch(command)) and "you see" in self._state.feedback:  # what is closed tells nothing
+            self._looked_at.add(looks[1])
         return self._scene(self._inner._pddl_state.effective)
 
-    def plan(self) -> list[str] | None:
-        """Return commands that win from here."""
+    def plan(self, searching: bool = False) -> list[str] | None:
+        """Return commands that win from here, or lead to a look at one more place."""
         assert self._game is not None
         env = self._inner
         so = [fact for fact in env._pddl_state.facts if not fact.is_negation]
@@ -225,7 +231,11 @@ class Engine:
         names = {name: info.name.strip() for name, info in env._entity_infos.items()}
         put = env._logic.actions["putobject"].template
         task = Task.read(self._game.task_type, self._game.data["pddl_problem"])
-        return plan(task, House(facts, names, put))
+        house, level = House(facts, names, put), self._game.level_id
+        if searching:  # in an order that is another in each game, and the same whenever it is asked for
+            looked_at = {name for name, called in names.items() if called in self._looked_at}
+            return search(task, house, looked_at, lambda receptacle: zlib.crc32(f"{level} {receptacle}".encode()))
+        return plan(task, house)
 
     @property
     def _inner(self) -> Any:

@@ -1,15 +1,16 @@
 """A plan for a task of ALFWorld from any of its states: a pure function of the engine's facts.
 
 A plan fetches what is wanted, changes it where the task says so, and brings it where it has to go: all ways of choosing
-the things, the places and the appliance are tried, and the one with the fewest commands is taken. Nothing is searched:
-it knows where everything lies, which an agent has to find out.
+the things, the places and the appliance are tried, and the one with the fewest commands is taken. It knows where
+everything lies, which an agent has to find out; `search` finds it out.
 """
 
 from __future__ import annotations
 
+import copy
 import itertools
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 CHANGES = {
@@ -70,6 +71,16 @@ class House:
         """Things or receptacles of a kind, sorted."""
         return sorted(name for name, of in self.kinds.items() if of == f"{kind}type")
 
+    def seen(self, looked_at: Collection[str]) -> House:
+        """The same, without the things that lie in other receptacles than these."""
+        known = copy.copy(self)
+        known.kinds = {
+            name: kind
+            for name, kind in self.kinds.items()
+            if name in self.spot or name == self.held or self.place.get(name) in looked_at
+        }
+        return known
+
 
 class Walk:
     """Commands, and what they have changed so far of what a plan depends on."""
@@ -126,6 +137,30 @@ def plan(task: Task, house: House) -> list[str] | None:
     """Return commands that win, [] if nothing is left to do, or None if there is no plan of this kind."""
     walks = light(task, house) if task.lamp else bring(task, house)
     return min((walk.commands for walk in walks), key=len, default=None)
+
+
+def search(task: Task, house: House, looked_at: Collection[str], lot: Callable[[str], float]) -> list[str] | None:
+    """Return what one does who knows only what was seen: all that is left to do, or a look at one more place.
+
+    The next place is one that can hold what is wanted, and any when there are none of them left.
+
+    Args:
+        looked_at: receptacles whose contents have been seen.
+        lot: of a receptacle; the lowest is looked at first.
+
+    Returns:
+        Commands; None if everything was looked at in vain.
+    """
+    if (way := plan(task, house.seen(looked_at))) is not None:
+        return way
+    wanted = {f"{kind}type" for kind in (task.target, task.lamp) if kind}
+    looks = []
+    for receptacle in house.spot.keys() - looked_at:
+        walk = Walk(house)
+        walk.reach_into(receptacle)
+        unlikely = not any((house.kinds[receptacle], kind) in house.contains for kind in wanted)
+        looks += [(unlikely, lot(receptacle), walk.commands)] if walk.commands else []
+    return min(looks)[-1] if looks else None
 
 
 def bring(task: Task, house: House) -> Iterator[Walk]:

@@ -23,7 +23,7 @@ from wmact.rollout import Limits, Task, play
 from wmact_envs import alfworld
 from wmact_envs import alfworld_games as games
 from wmact_envs.alfworld import ALFWorldEnv
-from wmact_envs.alfworld_plan import House, plan
+from wmact_envs.alfworld_plan import House, plan, search
 from wmact_envs.alfworld_plan import Task as Errand
 from wmact_envs.workers import WorkerFailed
 
@@ -120,6 +120,48 @@ def test_there_is_a_plan_after_a_detour(env: ALFWorldEnv) -> None:
         _, _, done, _, info = env.step(command)
         assert info["valid"]
     assert done
+
+
+@needs_engine
+@pytest.mark.parametrize("level", range(6))
+def test_who_searches_takes_nothing_unseen_and_wins(level: int) -> None:
+    env = ALFWorldEnv(data="composed", search=True)
+    told, info = env.reset(options={"level": level})
+    done, commands, given = False, [], 0
+    while not done:
+        commands = commands or env.solution() or []
+        command, *commands = commands
+        if command.startswith("take"):
+            assert command.removeprefix("take ").partition(" from ")[0] in told
+        observation, _, done, truncated, step = env.step(command)
+        told, given = told + observation, given + 1
+        assert step["valid"]
+        assert not truncated
+    env.close()
+    assert step["success"]
+    assert given >= info["optimal_length"]
+
+
+def test_a_search_looks_where_the_thing_can_be_then_elsewhere_then_gives_up() -> None:
+    errand = Errand("pick_and_place_simple", "mug", "desk", "")
+    facts = [("atlocation", ("agent", "door")), ("objecttype", ("m", "mugtype")), ("inreceptacle", ("m", "bed"))]
+    for receptacle, kind in {"shelf2": "shelf", "shelf1": "shelf", "bed": "bed", "desk": "desk"}.items():
+        facts += [("receptacletype", (receptacle, f"{kind}type")), ("receptacleatlocation", (receptacle, receptacle))]
+    facts += [
+        ("cancontain", ("shelftype", "mugtype")),
+        ("cancontain", ("desktype", "mugtype")),
+        ("openable", ("shelf1",)),
+    ]
+    names = {"m": "mug 1", "shelf1": "shelf 1", "shelf2": "shelf 2", "bed": "bed 1", "desk": "desk 1"}
+    house = House(facts, names, "move {o} to {r}")
+    lot = ["shelf1", "bed", "shelf2", "desk"].index
+    assert search(errand, house, set(), lot) == ["go to shelf 1", "open shelf 1"]
+    assert search(errand, house, {"shelf1"}, lot) == ["go to shelf 2"]
+    assert search(errand, house, {"shelf1", "shelf2", "desk"}, lot) == ["go to bed 1"]  # where a mug is not expected
+    found = ["go to bed 1", "take mug 1 from bed 1", "go to desk 1", "move mug 1 to desk 1"]
+    assert search(errand, house, {"bed"}, lot) == found
+    gone = House([fact for fact in facts if fact[0] != "inreceptacle"], names, "move {o} to {r}")
+    assert search(errand, gone, set(names), lot) is None
 
 
 def test_a_plan_takes_the_shortest_of_its_choices() -> None:
