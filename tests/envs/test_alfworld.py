@@ -8,6 +8,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import gymnasium
@@ -459,4 +460,6 @@ def test_a_walkthrough_gives_one_command_a_reply(env: ALFWorldEnv) -> None:
     env.reset(options={"level": APPLE})
     first = (env.solution() or [""])[0]
     rng = np.random.default_rng(0)
-    assert Walkthrough().follow(env, {}, rng) == f"<think>Next: {first}.</think> <action>{first}</action>"
+    player: Any = SimpleNamespace(env=env, info={}, one_action=True)
+    said = f"<think>Next: {first}.</think> <action>{first}</action>"
+    assert next(Walkthrough().replies(player, rng)) == (said, True)
