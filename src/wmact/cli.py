@@ -8,6 +8,7 @@
 Several --config overlay each other, and a value on the command line beats them all, the checkpoint's too.
 """
 
+import dataclasses
 import importlib
 import logging
 import os
@@ -21,7 +22,7 @@ from pathlib import Path
 from typing import IO, Any
 
 import torch
-from jsonargparse import ArgumentError
+from jsonargparse import ArgumentError, set_parsing_settings
 from lightning.fabric.plugins import TorchCheckpointIO
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import LightningModule, Trainer
@@ -39,7 +40,7 @@ from wmact.data import RolloutData
 from wmact.loggers import discard, open_run_folder, run_folder_of
 from wmact.module import AgentModule
 from wmact.processes import place, require_same, tells
-from wmact.strategies import Signals, check_precision, check_strategy, end_others_at_exit
+from wmact.strategies import Signals, check_loops, check_precision, check_strategy, end_others_at_exit
 from wmact.types import RolloutInterrupted, TrainingStopped
 from wmact.view import printable
 
@@ -91,6 +92,16 @@ class CLI(LightningCLI):
     def _parse_ckpt_path(self) -> None:
         """Take no settings from a checkpoint: Lightning would let them silently beat those of the command line."""
 
+    def before_instantiate_classes(self) -> None:
+        """Refuse null in the place of a class or a group of settings, which jsonargparse takes and cannot unpack."""
+        given = {name: self._get(self.config, name) for name in ("model", "data")}
+        groups = [name for name, kind in RolloutData.__init__.__annotations__.items() if dataclasses.is_dataclass(kind)]
+        if given["data"]:
+            given |= {f"data.{name}": given["data"].init_args.get(name, "") for name in groups}
+        for name, value in given.items():
+            if value is None:
+                raise ValueError(f"{name}: expected settings, but got null; configs/maze.yaml is an example of them")
+
     def _instantiate_trainer(self, config: dict[str, Any], callbacks: list[Any]) -> Trainer:
         """Without an annealing there is none; Lightning would put a None among the callbacks.
 
@@ -98,10 +109,15 @@ class CLI(LightningCLI):
         """
         if config.get("logger") is False:
             self.save_config_callback = None
-        return super()._instantiate_trainer(config, [callback for callback in callbacks if callback is not None])
+        try:
+            return super()._instantiate_trainer(config, [callback for callback in callbacks if callback is not None])
+        except TypeError as error:  # Lightning's for a few values of the right type, such as devices=-1 on a CPU
+            raise ValueError(f"trainer: {error}") from error
 
     def after_instantiate_classes(self) -> None:
         """Look at the checkpoint before anything is written, then open one folder for all: that of a resumed run."""
+        if self.subcommand == "fit":
+            check_loops(self.trainer)
         check_strategy(self.trainer.strategy)
         check_precision(self.trainer.precision, self.trainer.strategy.root_device)
         self.trainer._signal_connector = Signals(self.trainer)
@@ -141,8 +157,10 @@ class CLI(LightningCLI):
             if self.lock:
                 self.lock.close()
         if not self.model.trained:
-            epochs = self.trainer.max_epochs
-            rank_zero_only(print)(f"nothing to do: {epochs} iterations are done already; raise --trainer.max_epochs")
+            stepped = 0 < self.trainer.max_steps <= self.trainer.global_step
+            limit, what = ("max_steps", "optimizer steps") if stepped else ("max_epochs", "iterations")
+            done = f"{getattr(self.trainer, limit)} {what} are done already"
+            rank_zero_only(print)(f"nothing to do: {done}; raise --trainer.{limit}")
 
     def validate(self, model: LightningModule, **kwargs: Any) -> None:
         """Evaluate on the environments of `data.val`, and print a table."""
@@ -165,6 +183,7 @@ class CLI(LightningCLI):
 
 def build(args: list[str] | None = None, cli: type[CLI] = CLI, **kwargs: Any) -> CLI:
     """Parse, instantiate and run; `kwargs` are LightningCLI's. Raises what goes wrong."""
+    set_parsing_settings(unset_sentinel=True)  # so that null is a value like others, and checked
     OmegaConf.clear_resolver("oc.env")  # its values would end up in config.yaml, and tokens are such values
     return cli(
         AgentModule,

@@ -354,7 +354,8 @@ class RolloutData(L.LightningDataModule):
     def _complete(self, prompts: list[list[int]]) -> list[str]:
         """The likeliest continuations."""
         assert self._chat is not None
-        engine = self._ready_engine(self._module(), temperature=0.0)
+        engine = self._ready_engine(self._module())
+        self._start(engine, temperature=0.0)
         longest = max(map(len, prompts), default=0)
         room = min(world_model.ANSWER_TOKENS, engine.max_model_len - longest)
         if room < 1:
@@ -438,17 +439,18 @@ class RolloutData(L.LightningDataModule):
             pool[place] = spec.make()
         return pool[place]
 
-    def _ready_engine(self, module: AgentModule, temperature: float | None = None) -> Engine:
-        """The engine, started, with the module's current weights: the first act of every rollout."""
+    def _start(self, engine: Engine, temperature: float) -> None:
+        """Start it; one that is started takes on the temperature."""
         assert self._chat is not None
+        with together():
+            model, stop_token_ids = resolve_model(self.model), self._chat.stop_token_ids
+            engine.start(model, stop_token_ids=stop_token_ids, temperature=temperature)
+
+    def _ready_engine(self, module: AgentModule) -> Engine:
+        """The engine, started, with the module's current weights: the first act of every rollout."""
         if self.engine is None:
             self.engine = default_engine(self.trust_remote_code)
-        with together():
-            self.engine.start(
-                resolve_model(self.model),
-                stop_token_ids=self._chat.stop_token_ids,
-                temperature=self.temperature if temperature is None else temperature,
-            )
+        self._start(self.engine, self.temperature)  # that of the module, whose log-probabilities are compared
         if self._loaded != module.global_step:
             weights = module.weights()
             with together():
