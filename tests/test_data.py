@@ -15,7 +15,7 @@ import wmact.data
 from literal import trainer
 from wmact.callbacks import TurnAnnealing
 from wmact.data import EnvSpec, Evaluation, RolloutData, Variant, default_engine
-from wmact.engines import Completion, TransformersEngine, VLLMEngine
+from wmact.engines import Completion, EngineFailed, TransformersEngine, VLLMEngine
 from wmact.ppo import PPO
 from wmact.rollout import Limits
 from wmact.types import Batch, Episode, TrainingStopped
@@ -212,6 +212,29 @@ def test_an_engine_with_wrong_weights_stops_the_run_before_training(model: str, 
     with pytest.raises(TrainingStopped, match=r"differ from the trainer's by .*the engine does not hold these weights"):
         run.fit()
     assert len(run.batches) == run.trainer.global_step == 1
+
+
+def test_answers_of_an_engine_that_was_started_anew_are_verified_as_the_trainer_scores(
+    model: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """They are the likeliest, at temperature 0, but the trainer's log-probabilities are of temperature 0.5."""
+    how = Evaluation(levels=2, curve=(1,), world_model=True)
+    run = Run(model, tmp_path, test={"x": Variant()}, testing=how, temperature=0.5, max_logprob_gap=1e-3)
+    run.module = PPO(model=model, temperature=0.5)
+    complete, asked = run.data._complete, []
+
+    def fail_once(prompts: list[list[int]]) -> list[str]:
+        asked.append(prompts)
+        if len(asked) == 1:
+            raise EngineFailed("out of memory")
+        answers = complete(prompts)
+        assert run.engine._temperature == 0
+        return answers
+
+    monkeypatch.setattr(run.data, "_complete", fail_once)
+    run.trainer.test(run.module, datamodule=run.data, verbose=False)
+    assert len(asked) == run.engine.loaded == 2
+    assert "out of memory; starting it anew" in capsys.readouterr().out
 
 
 def test_an_engine_without_logprobs_stops_the_run_before_training(model: str, tmp_path: Path) -> None:

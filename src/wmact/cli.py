@@ -37,6 +37,7 @@ from wmact.callbacks.progress import eval_table
 from wmact.checkpoints import AtomicCheckpointIO, check_checkpoint, lock
 from wmact.commands import COMMANDS, HELP
 from wmact.data import RolloutData
+from wmact.engines import EngineFailed
 from wmact.loggers import discard, open_run_folder, run_folder_of
 from wmact.module import AgentModule
 from wmact.processes import place, require_same, tells
@@ -45,7 +46,7 @@ from wmact.types import RolloutInterrupted, TrainingStopped
 from wmact.view import printable
 
 USAGE, STOPPED, TERMINATED, INTERRUPTED = 2, 1, 128 + signal.SIGTERM, 128 + signal.SIGINT  # exit codes
-BAD_INPUT = (ArgumentError, ValueError, OSError, ImportError, MisconfigurationException)
+EXPECTED = (ArgumentError, ValueError, OSError, ImportError, MisconfigurationException, EngineFailed)
 """What is told in one line. Anything else is a fault of the program and shows its traceback."""
 
 
@@ -228,8 +229,9 @@ def read_experiment(words: Sequence[str]) -> CLI:
 
 
 def main(args: list[str] | None = None) -> None:
-    """Run the command line. Exit codes: 0 done, 1 training stopped itself, 2 bad input, 130 Ctrl-C, 143 SIGTERM.
+    """Run the command line.
 
+    Exit codes: 0 done, 1 training stopped itself, 2 bad input or an engine that failed, 130 Ctrl-C, 143 SIGTERM.
     WMACT_DEBUG=1 shows the traceback of what is otherwise one line.
     """
     if not os.environ.get("WMACT_DEBUG"):
@@ -248,7 +250,7 @@ def main(args: list[str] | None = None) -> None:
         _leave(f"training stopped: {error}", STOPPED, error)
     except ArgumentError as error:
         _leave(f"{reason(error)}; python -m wmact fit --config FILE --print_config shows all settings", USAGE)
-    except BAD_INPUT as error:
+    except EXPECTED as error:
         _leave(reason(error), USAGE)
 
 
