@@ -1,6 +1,7 @@
 """The DataModule: which levels are played, with which weights, and what happens when something is wrong with either."""
 
 import math
+from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -365,6 +366,28 @@ def test_a_model_of_other_words_is_told_of_once_and_has_no_figures(
     assert capsys.readouterr().out.count("nothing can be read: 'standard' has no thought and no answer") == 1
     assert "eval/standard/single_turn" in run.trainer.callback_metrics
     assert not [name for name in run.trainer.callback_metrics if name.startswith("eval/world_model")]
+
+
+def test_a_model_of_partly_other_words_has_figures_of_what_can_be_read(
+    model: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its thoughts have parentheses that hold no place; its answers to questions are places."""
+    read_thoughts = wmact.data.world_model.read_thoughts
+
+    def think(env: Any, episodes: list[Episode]) -> Counter[str]:
+        for episode in episodes:
+            for turn in episode.turns:
+                turn.text = f"<think> I go up (I think) </think> {turn.text}"
+        return read_thoughts(env, episodes)
+
+    monkeypatch.setattr(wmact.data.world_model, "read_thoughts", think)
+    how = Evaluation(levels=3, curve=(1,), world_model=True)
+    run = Run(model, tmp_path, test={"standard": Variant()}, testing=how)
+    monkeypatch.setattr(run.data, "_complete", lambda prompts: ["(none)"] * len(prompts))
+    run.trainer.test(run.module, datamodule=run.data, verbose=False)
+    figures = {name.rpartition("/")[2] for name in run.trainer.callback_metrics if "world_model" in name}
+    assert "question_exact" in figures
+    assert not [name for name in figures if name.startswith("thought")]
 
 
 def test_evaluation_repeats_itself(model: str, tmp_path: Path) -> None:

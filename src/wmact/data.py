@@ -341,15 +341,15 @@ class RolloutData(L.LightningDataModule):
             prompts = [world_model.ask(self._chat, question, rules) for question in asked]
         for question, reply in zip(asked, self._restarting(lambda: self._complete(prompts)), strict=True):
             tally += world_model.mark(question, reply)
-        (read,) = total([sum(tally[name] for name in ("question/read", "thought/opened", "thought/claims"))])
+        areas = ("question", "thought")
+        read = [area for area, n in zip(areas, total([tally[f"{area}/read"] for area in areas]), strict=True) if n]
         if not read:
             rank_zero_only(print)(
                 f"world_model=true, but nothing can be read: {variant!r} has no thought and no answer in the words of "
                 "wmact.world_model; for a model that will not learn them set it to false",
                 flush=True,
             )
-            tally.clear()
-        return world_model.figures(tally)
+        return world_model.figures(Counter({name: n for name, n in tally.items() if name.startswith(tuple(read))}))
 
     def _complete(self, prompts: list[list[int]]) -> list[str]:
         """The likeliest continuations."""
