@@ -381,6 +381,7 @@ def test_a_model_of_partly_other_words_has_figures_of_what_can_be_read(
         return read_thoughts(env, episodes)
 
     monkeypatch.setattr(wmact.data.world_model, "read_thoughts", think)
+    monkeypatch.setattr(tiny_worlds.Doors, "read_place", lambda env, text: None)  # there is no such place
     how = Evaluation(levels=3, curve=(1,), world_model=True)
     run = Run(model, tmp_path, test={"standard": Variant()}, testing=how)
     monkeypatch.setattr(run.data, "_complete", lambda prompts: ["(none)"] * len(prompts))

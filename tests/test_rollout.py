@@ -361,7 +361,7 @@ def test_token_limits(scripted: Any) -> None:
 
 def test_a_word_that_names_no_action_is_told(scripted: Any) -> None:
     """Else what is told of the action before would seem to have come of it."""
-    answers = acting("fly"), acting("right", "fly"), acting("right")
+    answers = acting("up"), acting("right", "up"), acting("right")
     for tell, hint in ((True, rollout.UNKNOWN_ACTION), (False, "")):
         episode = one(Corridor(), scripted(replies(*answers)), tell_rules=tell)
         first, second, third = episode.turns

@@ -138,6 +138,9 @@ class RolloutData(L.LightningDataModule):
         testing: how `test` and `predict` play.
         max_logprob_gap: after each weight load the engine's log-probabilities of a few sampled tokens are compared
             with the trainer's; a mean difference above this stops the run. float32 measures about 1e-5, bfloat16 0.05.
+            An engine that is one step behind may be below it: of nano, after a step of 3e-4, it is off by 4e-4 to 4e-3
+            in float32, where 1e-3 is a good limit; in bfloat16 its difference cannot be told from that of rounding
+            (both 4e-4 to 1e-2), and only weights of many steps before are found.
         max_error_share: stop when more of a batch's episodes than this end in an error of the environment.
         seed: of levels and sampling; set by seed_everything.
         trust_remote_code: set by the trainer's.

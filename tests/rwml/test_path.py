@@ -93,7 +93,10 @@ def test_the_same_command_collects_the_same(folder: Path, tmp_path: Path) -> Non
 
 @pytest.mark.parametrize(
     ("error", "code", "told"),
-    [(EngineFailed("vLLM failed: out of memory"), 2, "vLLM failed: out of memory"), (KeyboardInterrupt(), 130, "interr")],
+    [
+        (EngineFailed("vLLM failed: out of memory"), 2, "vLLM failed: out of memory"),
+        (KeyboardInterrupt(), 130, "interr"),
+    ],
 )
 def test_what_was_collected_stays_when_it_ends_early_and_the_rest_follows(
     error: BaseException,
@@ -113,9 +116,10 @@ def test_what_was_collected_stays_when_it_ends_early_and_the_rest_follows(
             raise error
         return steps(self)
 
-    with monkeypatch.context() as patched, pytest.raises(SystemExit) as left:
-        patched.setattr(TransformersEngine, "step", fail)
+    monkeypatch.setattr(TransformersEngine, "step", fail)
+    with pytest.raises(SystemExit) as left:
         run(*words)
+    monkeypatch.undo()
     assert left.value.code == code
     shown = capsys.readouterr()
     assert len(shown.err.splitlines()) == 1

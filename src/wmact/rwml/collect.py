@@ -9,8 +9,8 @@ not listed below is one of `fit` (--data.env.kwargs.split val --data.max_turns 5
 "walkthrough", the environment's own solution; the last two take one action a turn. Episode after episode takes another
 level, and a level comes again only when all have come.
 
-The file is JSON lines (`wmact.rwml.triplets`); its first line says how it was made. It is written when all is played, or
-when the engine fails or somebody stops it: then it holds the episodes that have ended, and the same command plays the
+The file is JSON lines (`wmact.rwml.triplets`); its first line says how it was made. It is written when all is played,
+or when the engine fails or somebody stops it: then it holds the episodes that have ended, and the same command plays the
 others. It takes the place of no other file.
 """
 
@@ -204,7 +204,7 @@ def record(
         data: environment, model, engine, limits, turns and seed. The engine is closed in the end.
         history: most steps of the history that are kept; None keeps all.
         told: called with a line of progress.
-        played: what was played before, and is not played again; whatever ends this, it has the episodes that have ended.
+        played: what was played before and is not played again; whatever ends this, it has all episodes that have ended.
 
     Raises:
         ValueError: the source does not suit the environment.
