@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import IO, Any
 
 import torch
-from jsonargparse import ArgumentError, set_parsing_settings
+from jsonargparse import ArgumentError
 from lightning.fabric.plugins import TorchCheckpointIO
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import LightningModule, Trainer
@@ -184,7 +184,6 @@ class CLI(LightningCLI):
 
 def build(args: list[str] | None = None, cli: type[CLI] = CLI, **kwargs: Any) -> CLI:
     """Parse, instantiate and run; `kwargs` are LightningCLI's. Raises what goes wrong."""
-    set_parsing_settings(unset_sentinel=True)  # so that null is a value like others, and checked
     OmegaConf.clear_resolver("oc.env")  # its values would end up in config.yaml, and tokens are such values
     return cli(
         AgentModule,
