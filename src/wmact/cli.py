@@ -94,14 +94,11 @@ class CLI(LightningCLI):
         """Take no settings from a checkpoint: Lightning would let them silently beat those of the command line."""
 
     def before_instantiate_classes(self) -> None:
-        """Refuse null in the place of a class or a group of settings, which jsonargparse takes and cannot unpack."""
-        given = {name: self._get(self.config, name) for name in ("model", "data")}
-        groups = [name for name, kind in RolloutData.__init__.__annotations__.items() if dataclasses.is_dataclass(kind)]
-        if given["data"]:
-            given |= {f"data.{name}": given["data"].init_args.get(name, "") for name in groups}
-        for name, value in given.items():
-            if value is None:
-                raise ValueError(f"{name}: expected settings, but got null; configs/maze.yaml is an example of them")
+        """Refuse null in the place of a group of settings, which jsonargparse takes and cannot unpack."""
+        data = self._get(self.config, "data").init_args
+        for name, kind in RolloutData.__init__.__annotations__.items():
+            if dataclasses.is_dataclass(kind) and data.get(name, kind) is None:
+                raise ValueError(f"data.{name}: expected settings, but got null; configs/maze.yaml is an example of them")
 
     def _instantiate_trainer(self, config: dict[str, Any], callbacks: list[Any]) -> Trainer:
         """Without an annealing there is none; Lightning would put a None among the callbacks.
