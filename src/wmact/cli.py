@@ -98,7 +98,7 @@ class CLI(LightningCLI):
         data = self._get(self.config, "data").init_args
         for name, kind in RolloutData.__init__.__annotations__.items():
             if dataclasses.is_dataclass(kind) and data.get(name, kind) is None:
-                raise ValueError(f"data.{name}: expected settings, but got null; configs/maze.yaml is an example of them")
+                raise ValueError(f"data.{name}: expected settings, but got null; leave it out for its defaults")
 
     def _instantiate_trainer(self, config: dict[str, Any], callbacks: list[Any]) -> Trainer:
         """Without an annealing there is none; Lightning would put a None among the callbacks.
