@@ -351,10 +351,13 @@ BAD: dict[str, tuple[Callable[[], list[str]], list[str]]] = {
     "no accelerator": (lambda: ["--trainer.accelerator", "abacus"], ["abacus", "cpu"]),
     "devices that are none": (lambda: ["--trainer.devices", "-1"], ["trainer: `devices`", "should be an int > 0"]),
     "no evaluation ever": (
-        lambda: ["--trainer.check_val_every_n_epoch", "0"],
+        lambda: ["--trainer.check_val_every_n_epoch", "0", "--trainer.fast_dev_run", "false"],
         ["trainer.check_val_every_n_epoch=0: must be at least 1"],
     ),
-    "nothing to train on": (lambda: ["--trainer.limit_train_batches", "0"], ["limit_train_batches=0: must be at"]),
+    "nothing to train on": (
+        lambda: ["--trainer.limit_train_batches", "0", "--trainer.fast_dev_run", "false"],
+        ["trainer.limit_train_batches=0: must be at least 1"],
+    ),
     "no step": (lambda: ["--trainer.max_steps", "0", "--trainer.fast_dev_run", "false"], ["trainer.max_steps=0: must"]),
     "processes that are copies": (
         lambda: ["--trainer.strategy", "ddp_spawn"],
