@@ -365,6 +365,24 @@ BAD: dict[str, tuple[Callable[[], list[str]], list[str]]] = {
     "damaged checkpoint": (lambda: ["--ckpt_path", written("x.ckpt", b"PK\3\4 half a file")], ["'x.ckpt'", "damaged"]),
     "empty checkpoint": (lambda: ["--ckpt_path", written("x.ckpt", b"")], ["'x.ckpt'", "damaged"]),
     "no accelerator": (lambda: ["--trainer.accelerator", "abacus"], ["abacus", "cpu"]),
+    "devices that are none": (lambda: ["--trainer.devices", "-1"], ["trainer: `devices`", "should be an int > 0"]),
+    "no evaluation ever": (
+        lambda: ["--trainer.check_val_every_n_epoch", "0", "--trainer.fast_dev_run", "false"],
+        ["trainer.check_val_every_n_epoch=0: must be at least 1"],
+    ),
+    "nothing to train on": (
+        lambda: ["--trainer.limit_train_batches", "0", "--trainer.fast_dev_run", "false"],
+        ["trainer.limit_train_batches=0: must be at least 1"],
+    ),
+    "no step": (lambda: ["--trainer.max_steps", "0", "--trainer.fast_dev_run", "false"], ["trainer.max_steps=0: must"]),
+    "processes that are copies": (
+        lambda: ["--trainer.strategy", "ddp_spawn"],
+        ["DDPStrategy with start_method='spawn'", "use ddp"],
+    ),
+    "no such device": (lambda: ["--data.engine.init_args.device", "nope"], ["device='nope' cannot be used", "'cpu'"]),
+    "a device without values": (lambda: ["--data.engine.device", "meta"], ["device='meta' cannot be used", "'cpu'"]),
+    "null for a group": (lambda: ["--data.limits", "null"], ["data.limits: expected settings, but got null"]),
+    "null for the data": (lambda: ["--data", "null"], ["arguments are required: fit.data"]),
     "an engine that is no class": (lambda: ["--data.engine", "os.system"], ["data.engine", "os.system"]),
     "a reference to nothing": (lambda: ["--data.groups", "${.nothing}"], ["'.nothing'", "data.init_args.groups"]),
 }
@@ -525,6 +543,12 @@ def test_a_finished_run_says_so(finished: Path, capsys: pytest.CaptureFixture[st
     assert lost(finished) == before
 
 
+def test_steps_that_are_done_are_told_as_steps(finished: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    options = ["--config", str(finished / "config.yaml"), "--ckpt_path", str(finished / "checkpoints" / "last.ckpt")]
+    assert run("fit", *options, "--trainer.max_steps", "2", "--trainer.max_epochs", "9") == 0
+    assert "nothing to do: 2 optimizer steps are done already; raise --trainer.max_steps" in capsys.readouterr().out
+
+
 def test_the_file_of_a_resumed_run_begins_another_one(finished: Path, tmp_path: Path) -> None:
     folder = tmp_path / "resumed"
     shutil.copytree(finished, folder)
@@ -542,6 +566,14 @@ def test_what_lightning_would_do_otherwise_need_not_be_said(doors: str, capsys: 
     Path("short.yaml").write_text(yaml.safe_dump(settings))
     shown = printed(capsys, "fit", "--config", "short.yaml")["trainer"]
     assert {name: shown[name] for name in said} == said == {"num_sanity_val_steps": 0, "log_every_n_steps": 1}
+
+
+@pytest.mark.parametrize("out", ["curves", "curves.xyz", ".png", "no/folder/"])
+def test_a_picture_of_no_kind(out: str, finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    line = refused(capsys, "plot", str(finished), "--out", out)
+    assert f"--out {Path(out)}: the name of a picture ends in one of ." in line
+    assert all(kind in line for kind in (".png", ".svg", ".pdf"))
+    assert not [*tmp_path.iterdir()]
 
 
 def test_the_environment_of_the_documentation(model: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,6 +1,7 @@
 """The DataModule: which levels are played, with which weights, and what happens when something is wrong with either."""
 
 import math
+from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ import wmact.data
 from literal import trainer
 from wmact.callbacks import TurnAnnealing
 from wmact.data import EnvSpec, Evaluation, RolloutData, Variant, default_engine
-from wmact.engines import Completion, TransformersEngine, VLLMEngine
+from wmact.engines import Completion, EngineFailed, TransformersEngine, VLLMEngine
 from wmact.ppo import PPO
 from wmact.rollout import Limits
 from wmact.types import Batch, Episode, TrainingStopped
@@ -214,6 +215,29 @@ def test_an_engine_with_wrong_weights_stops_the_run_before_training(model: str, 
     assert len(run.batches) == run.trainer.global_step == 1
 
 
+def test_answers_of_an_engine_that_was_started_anew_are_verified_as_the_trainer_scores(
+    model: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """They are the likeliest, at temperature 0, but the trainer's log-probabilities are of temperature 0.5."""
+    how = Evaluation(levels=2, curve=(1,), world_model=True)
+    run = Run(model, tmp_path, test={"x": Variant()}, testing=how, temperature=0.5, max_logprob_gap=1e-3)
+    run.module = PPO(model=model, temperature=0.5)
+    complete, asked = run.data._complete, []
+
+    def fail_once(prompts: list[list[int]]) -> list[str]:
+        asked.append(prompts)
+        if len(asked) == 1:
+            raise EngineFailed("out of memory")
+        answers = complete(prompts)
+        assert run.engine._temperature == 0
+        return answers
+
+    monkeypatch.setattr(run.data, "_complete", fail_once)
+    run.trainer.test(run.module, datamodule=run.data, verbose=False)
+    assert len(asked) == run.engine.loaded == 2
+    assert "out of memory; starting it anew" in capsys.readouterr().out
+
+
 def test_an_engine_without_logprobs_stops_the_run_before_training(model: str, tmp_path: Path) -> None:
     class Silent(Engine):
         def step(self) -> list[Completion]:
@@ -342,6 +366,29 @@ def test_a_model_of_other_words_is_told_of_once_and_has_no_figures(
     assert capsys.readouterr().out.count("nothing can be read: 'standard' has no thought and no answer") == 1
     assert "eval/standard/single_turn" in run.trainer.callback_metrics
     assert not [name for name in run.trainer.callback_metrics if name.startswith("eval/world_model")]
+
+
+def test_a_model_of_partly_other_words_has_figures_of_what_can_be_read(
+    model: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its thoughts have parentheses that hold no place; its answers to questions are places."""
+    read_thoughts = wmact.data.world_model.read_thoughts
+
+    def think(env: Any, episodes: list[Episode]) -> Counter[str]:
+        for episode in episodes:
+            for turn in episode.turns:
+                turn.text = f"<think> I go up (I think) </think> {turn.text}"
+        return read_thoughts(env, episodes)
+
+    monkeypatch.setattr(wmact.data.world_model, "read_thoughts", think)
+    monkeypatch.setattr(tiny_worlds.Doors, "read_place", lambda env, text: None)  # there is no such place
+    how = Evaluation(levels=3, curve=(1,), world_model=True)
+    run = Run(model, tmp_path, test={"standard": Variant()}, testing=how)
+    monkeypatch.setattr(run.data, "_complete", lambda prompts: ["(none)"] * len(prompts))
+    run.trainer.test(run.module, datamodule=run.data, verbose=False)
+    figures = {name.rpartition("/")[2] for name in run.trainer.callback_metrics if "world_model" in name}
+    assert "question_exact" in figures
+    assert not [name for name in figures if name.startswith("thought")]
 
 
 def test_evaluation_repeats_itself(model: str, tmp_path: Path) -> None:

@@ -1,6 +1,7 @@
 """Playing one episode: what is printed, what a server is sent, and one line for everything that goes wrong."""
 
 import io
+import itertools
 import sys
 from collections.abc import Callable
 from functools import partial
@@ -17,7 +18,7 @@ from stub_server import Answer, Asked, Stub, serving
 from wmact import play, view
 from wmact.chat import Chat
 from wmact.data import EnvSpec
-from wmact.engines import TransformersEngine
+from wmact.engines import Completion, EngineFailed, TransformersEngine
 from wmact.models import BUNDLED
 from wmact.nano import build_tokenizer
 from wmact.rollout import Limits, Task
@@ -335,6 +336,26 @@ def test_a_server_that_is_down(pauses: list[float], capsys: pytest.CaptureFixtur
     line = refused(capsys, *DOORS, "--url", url)
     assert line == f"wmact: {url}/models: no connection, Connection refused (tried 3 times)"
     assert pauses == [1, 2]
+
+
+def test_an_engine_that_breaks_down(
+    model: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What was played until then has been told."""
+    step, steps = TransformersEngine.step, itertools.count(1)
+
+    def fail(self: TransformersEngine) -> list[Completion]:
+        if next(steps) > 8:  # a reply that ends after 4 tokens takes as many
+            raise EngineFailed("vLLM failed: out of memory")
+        return step(self)
+
+    monkeypatch.setattr(TransformersEngine, "step", fail)
+    monkeypatch.setattr(tiny_worlds.Doors, "_solved", lambda env: False)
+    assert run(model, *DOORS) == 2
+    told, line = capsys.readouterr()
+    assert line == "wmact: vLLM failed: out of memory\n"
+    assert told.count("reply (valid, 4 tokens)") == 2
+    assert told.endswith("── turn 3 of 5 ──\nobservation:\n  goal left\n")
 
 
 def test_a_server_that_is_slow(pauses: list[float], capsys: pytest.CaptureFixture[str]) -> None:

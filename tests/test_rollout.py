@@ -359,6 +359,22 @@ def test_token_limits(scripted: Any) -> None:
     assert (never.stop_reason, never.turns, never.error) == ("context", [], None)
 
 
+def test_a_word_that_names_no_action_is_told(scripted: Any) -> None:
+    """Else what is told of the action before would seem to have come of it."""
+    answers = acting("up"), acting("right", "up"), acting("right")
+    for tell, hint in ((True, rollout.UNKNOWN_ACTION), (False, "")):
+        episode = one(Corridor(), scripted(replies(*answers)), tell_rules=tell)
+        first, second, third = episode.turns
+        assert [action.kind for turn in episode.turns for action in turn.actions] == [
+            "unreadable",
+            "effective",
+            "unreadable",
+            "effective",
+        ]
+        assert episode.ids[first.end : second.start] == CHAT.reply_to(hint + "you 1 goal 3")
+        assert episode.ids[second.end : third.start] == CHAT.reply_to(hint + "you 2 goal 3")
+
+
 def test_an_unreadable_answer_goes_on_and_is_told(scripted: Any) -> None:
     told, untold = (
         one(Corridor(), scripted(replies("left", acting("right", "right"))), tell_rules=tell) for tell in (True, False)

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from wmact.statistics import bootstrap, crossed_bootstrap, sign_flip, wilson
+from wmact.statistics import bootstrap, crossed_bootstrap, newcombe, sign_flip, wilson
 
 
 @pytest.mark.parametrize(
@@ -43,6 +43,35 @@ def test_the_bootstrap_of_one_seed_is_that_of_its_levels() -> None:
 def test_the_bootstrap_draws_seeds_too() -> None:
     # of two seeds, one with all levels and one with none, both draws are the same seed with probability 1/4 each
     assert crossed_bootstrap(np.array([[0.0] * 50, [1.0] * 50])) == (0.5, 0.0, 1.0)
+
+
+@pytest.mark.parametrize(
+    ("value", "other", "expected"),
+    [
+        # Wilson's of 10 in 10 reaches down by 3.841459/13.841459 = 0.277533: to either side where both are the same,
+        (1.0, 1.0, (0.0, -0.277533, 0.277533)),
+        (0.0, 0.0, (0.0, -0.277533, 0.277533)),
+        # and by √2 · 0.277533 = 0.392491 from a difference that can be no greater
+        (1.0, 0.0, (1.0, 0.607509, 1.0)),
+        (0.0, 1.0, (-1.0, -1.0, -0.607509)),
+    ],
+)
+def test_where_both_always_ended_alike_the_interval_is_newcombes(
+    value: float, other: float, expected: tuple[float, float, float]
+) -> None:
+    found = crossed_bootstrap(np.full((3, 10), value), np.full((2, 10), other))
+    assert tuple(found) == pytest.approx(expected, abs=2e-6)
+
+
+def test_newcombes_interval_is_about_the_bootstraps() -> None:
+    """Of arms that are independent: 120 and 240 of 400 levels, whose first 72 are both's (120 · 240 / 400)."""
+    ours, theirs = np.zeros((2, 1, 400))
+    ours[0, :120] = theirs[0, 48:288] = 1
+    found = crossed_bootstrap(ours, theirs)
+    assert found.value == pytest.approx(-0.3)
+    # 1.96 · √(0.3 · 0.7/400 + 0.6 · 0.4/400) = 0.0657
+    assert newcombe(120, 240, 400) == pytest.approx((-0.3657, -0.2343), abs=0.005)
+    assert (found.low, found.high) == pytest.approx(newcombe(120, 240, 400), abs=0.01)
 
 
 @pytest.mark.parametrize("value", [0.0, 1.0])

@@ -25,7 +25,7 @@ from wmact import cli, figures, plot, study
 from wmact.checkpoints import lock
 from wmact.report import write_report
 from wmact.results import Outcomes, Part, Results, collect, count_parameters, outcome, read_results, write_results
-from wmact.study_file import Study, fingerprint, read_study
+from wmact.study_file import Study, fingerprint, read_study, weights
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -136,6 +136,25 @@ def test_what_words_mean_is_in_their_files_too() -> None:
         assert fingerprint(words) != before
         written(file, old)
     assert fingerprint(words) == before
+
+
+def start_model(content: str) -> str:
+    Path("start").mkdir(exist_ok=True)
+    return str(Path(written("start/model.safetensors", content)).parent)
+
+
+def test_weights_are_those_of_the_folders_that_words_and_their_files_name() -> None:
+    folder = start_model("one")
+    written("base.yaml", f"model: {{init_args: {{model: {folder}}}}}\ntrainer: {{default_root_dir: ''}}\n")
+    named = (["--config", "base.yaml"], ["--model.model", folder], [f"--model.model={folder}"])
+    (one,) = {weights(words) for words in named}
+    assert weights(["--model.model", "nano"]) not in ("", one)
+    assert weights(["--model.model", "a/hub-id", "--data.groups", "3"]) == ""
+    start_model("other")
+    (other,) = {weights(words) for words in named}
+    assert other != one
+    start_model("one")
+    assert {weights(words) for words in named} == {one}
 
 
 @pytest.fixture(scope="module")
@@ -580,6 +599,24 @@ def test_what_was_run_with_other_words_is_neither_kept_nor_gone_on_with(
     assert "a file named in '--config base.yaml --seed_everything 0' has changed" in line
     assert run("study", pretend("one"), "--results", "res", "--report") == 0  # that needs no words
     assert len(calls("arm")) == 2
+
+
+def test_a_start_model_that_changed_is_not_mixed_in(
+    pretend: Callable[..., str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    common = f"--model.model {start_model('one')}"
+    assert run("study", pretend("one", common=common), "--results", "res") == 0
+    start_model("other")
+    way_out = "has other weights now; give the study another name, or move res/pretended away"
+    line = refused(capsys, "study", pretend("one", "other", common=common), "--results", "res")
+    assert "pretended one seed 0 was run with other settings: a model folder named in '--config base.yaml" in line
+    assert line.endswith(way_out)
+    line = refused(capsys, "study", pretend("one", common=common), "--results", "elsewhere")
+    assert line.endswith(
+        "has other weights now; give the study another name, or move runs/study/pretended/one/seed_0 away"
+    )
+    Path("start/model.safetensors").unlink()  # it is not needed any more
+    assert run("study", pretend("one", common=common), "--results", "res") == 0
 
 
 def test_a_configuration_that_changes_under_way_is_not_mixed_in(

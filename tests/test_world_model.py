@@ -38,6 +38,7 @@ def test_a_true_thought(env: Any) -> None:
             "thought/thoughts": 1,
             "thought/opened": 1,
             "thought/opened_right": 1,
+            "thought/read": 4,  # where it begins, and the three claims
             "thought/claims": 3,
             "thought/exact": 3,
             "thought/effect": 3,
@@ -83,6 +84,20 @@ def test_a_thought_that_begins_elsewhere_or_again(env: Any) -> None:
     tally = world_model.read_thought(env, "(1,2) left (1,1) stuck (1,1) right (1,2)")
     assert (tally["thought/opened"], tally["thought/opened_right"]) == (2, 1)
     assert (tally["thought/claims"], tally["thought/exact"]) == (2, 2)
+
+
+@pytest.mark.parametrize(
+    ("text", "read"),
+    [
+        ("I go right (perhaps) and then down (there).", 0),  # a place that there is not, and two outcomes of nothing
+        ("(perhaps) right (1,2)", 0),
+        ("(1,1) and then some words", 1),
+        ("(1,2) right (perhaps)", 1),  # not where it is, but the outcome is wrong of a place that there is
+        ("(2,2) right (2,3)", 0),  # a wall
+    ],
+)
+def test_what_can_be_read_is_of_a_place_that_there_is(env: Any, text: str, read: int) -> None:
+    assert world_model.read_thought(env, text)["thought/read"] == read
 
 
 @pytest.mark.parametrize("text", ["", "I go right, then (perhaps) down.", ") ( no no", "right", "(1,1)", "no"])

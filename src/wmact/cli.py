@@ -8,6 +8,7 @@
 Several --config overlay each other, and a value on the command line beats them all, the checkpoint's too.
 """
 
+import dataclasses
 import importlib
 import logging
 import os
@@ -36,15 +37,16 @@ from wmact.callbacks.progress import eval_table
 from wmact.checkpoints import AtomicCheckpointIO, check_checkpoint, lock
 from wmact.commands import COMMANDS, HELP
 from wmact.data import RolloutData
+from wmact.engines import EngineFailed
 from wmact.loggers import discard, open_run_folder, run_folder_of
 from wmact.module import AgentModule
 from wmact.processes import place, require_same, tells
-from wmact.strategies import Signals, check_precision, check_strategy, end_others_at_exit
+from wmact.strategies import Signals, check_loops, check_precision, check_strategy, end_others_at_exit
 from wmact.types import RolloutInterrupted, TrainingStopped
 from wmact.view import printable
 
 USAGE, STOPPED, TERMINATED, INTERRUPTED = 2, 1, 128 + signal.SIGTERM, 128 + signal.SIGINT  # exit codes
-BAD_INPUT = (ArgumentError, ValueError, OSError, ImportError, MisconfigurationException)
+EXPECTED = (ArgumentError, ValueError, OSError, ImportError, MisconfigurationException, EngineFailed)
 """What is told in one line. Anything else is a fault of the program and shows its traceback."""
 
 
@@ -91,6 +93,13 @@ class CLI(LightningCLI):
     def _parse_ckpt_path(self) -> None:
         """Take no settings from a checkpoint: Lightning would let them silently beat those of the command line."""
 
+    def before_instantiate_classes(self) -> None:
+        """Refuse null in the place of a group of settings, which jsonargparse takes and cannot unpack."""
+        data = self._get(self.config, "data").init_args
+        for name, kind in RolloutData.__init__.__annotations__.items():
+            if dataclasses.is_dataclass(kind) and data.get(name, kind) is None:
+                raise ValueError(f"data.{name}: expected settings, but got null; leave it out for its defaults")
+
     def _instantiate_trainer(self, config: dict[str, Any], callbacks: list[Any]) -> Trainer:
         """Without an annealing there is none; Lightning would put a None among the callbacks.
 
@@ -98,10 +107,15 @@ class CLI(LightningCLI):
         """
         if config.get("logger") is False:
             self.save_config_callback = None
-        return super()._instantiate_trainer(config, [callback for callback in callbacks if callback is not None])
+        try:
+            return super()._instantiate_trainer(config, [callback for callback in callbacks if callback is not None])
+        except TypeError as error:  # Lightning's for a few values of the right type, such as devices=-1 on a CPU
+            raise ValueError(f"trainer: {error}") from error
 
     def after_instantiate_classes(self) -> None:
         """Look at the checkpoint before anything is written, then open one folder for all: that of a resumed run."""
+        if self.subcommand == "fit":
+            check_loops(self.trainer)
         check_strategy(self.trainer.strategy)
         check_precision(self.trainer.precision, self.trainer.strategy.root_device)
         self.trainer._signal_connector = Signals(self.trainer)
@@ -141,8 +155,10 @@ class CLI(LightningCLI):
             if self.lock:
                 self.lock.close()
         if not self.model.trained:
-            epochs = self.trainer.max_epochs
-            rank_zero_only(print)(f"nothing to do: {epochs} iterations are done already; raise --trainer.max_epochs")
+            stepped = 0 < self.trainer.max_steps <= self.trainer.global_step
+            limit, what = ("max_steps", "optimizer steps") if stepped else ("max_epochs", "iterations")
+            done = f"{getattr(self.trainer, limit)} {what} are done already"
+            rank_zero_only(print)(f"nothing to do: {done}; raise --trainer.{limit}")
 
     def validate(self, model: LightningModule, **kwargs: Any) -> None:
         """Evaluate on the environments of `data.val`, and print a table."""
@@ -209,8 +225,9 @@ def read_experiment(words: Sequence[str]) -> CLI:
 
 
 def main(args: list[str] | None = None) -> None:
-    """Run the command line. Exit codes: 0 done, 1 training stopped itself, 2 bad input, 130 Ctrl-C, 143 SIGTERM.
+    """Run the command line.
 
+    Exit codes: 0 done, 1 training stopped itself, 2 bad input or an engine that failed, 130 Ctrl-C, 143 SIGTERM.
     WMACT_DEBUG=1 shows the traceback of what is otherwise one line.
     """
     if not os.environ.get("WMACT_DEBUG"):
@@ -229,7 +246,7 @@ def main(args: list[str] | None = None) -> None:
         _leave(f"training stopped: {error}", STOPPED, error)
     except ArgumentError as error:
         _leave(f"{reason(error)}; python -m wmact fit --config FILE --print_config shows all settings", USAGE)
-    except BAD_INPUT as error:
+    except EXPECTED as error:
         _leave(reason(error), USAGE)
 
 

@@ -140,6 +140,9 @@ class RolloutData(L.LightningDataModule):
         testing: how `test` and `predict` play.
         max_logprob_gap: after each weight load the engine's log-probabilities of a few sampled tokens are compared
             with the trainer's; a mean difference above this stops the run. float32 measures about 1e-5, bfloat16 0.05.
+            An engine that is one step behind may be below it: of nano, after a step of 3e-4, it is off by 4e-4 to 4e-3
+            in float32, where 1e-3 is a good limit; in bfloat16 its difference cannot be told from that of rounding
+            (both 4e-4 to 1e-2), and only weights of many steps before are found.
         max_error_share: stop when more of a batch's episodes than this end in an error of the environment.
         seed: of levels and sampling; set by seed_everything.
         trust_remote_code: set by the trainer's.
@@ -360,20 +363,21 @@ class RolloutData(L.LightningDataModule):
             prompts = [world_model.ask(self._chat, question, rules) for question in asked]
         for question, reply in zip(asked, self._restarting(lambda: self._complete(prompts)), strict=True):
             tally += world_model.mark(question, reply)
-        (read,) = total([sum(tally[name] for name in ("question/read", "thought/opened", "thought/claims"))])
+        areas = ("question", "thought")
+        read = [area for area, n in zip(areas, total([tally[f"{area}/read"] for area in areas]), strict=True) if n]
         if not read:
             rank_zero_only(print)(
                 f"world_model=true, but nothing can be read: {variant!r} has no thought and no answer in the words of "
                 "wmact.world_model; for a model that will not learn them set it to false",
                 flush=True,
             )
-            tally.clear()
-        return world_model.figures(tally)
+        return world_model.figures(Counter({name: n for name, n in tally.items() if name.startswith(tuple(read))}))
 
     def _complete(self, prompts: list[list[int]]) -> list[str]:
         """The likeliest continuations."""
         assert self._chat is not None
-        engine = self._ready_engine(self._module(), temperature=0.0)
+        engine = self._ready_engine(self._module())
+        self._start(engine, temperature=0.0)
         longest = max(map(len, prompts), default=0)
         room = min(world_model.ANSWER_TOKENS, engine.max_model_len - longest)
         if room < 1:
@@ -457,17 +461,18 @@ class RolloutData(L.LightningDataModule):
             pool[place] = spec.make()
         return pool[place]
 
-    def _ready_engine(self, module: AgentModule, temperature: float | None = None) -> Engine:
-        """The engine, started, with the module's current weights: the first act of every rollout."""
+    def _start(self, engine: Engine, temperature: float) -> None:
+        """Start it; one that is started takes on the temperature."""
         assert self._chat is not None
+        with together():
+            model, stop_token_ids = resolve_model(self.model), self._chat.stop_token_ids
+            engine.start(model, stop_token_ids=stop_token_ids, temperature=temperature)
+
+    def _ready_engine(self, module: AgentModule) -> Engine:
+        """The engine, started, with the module's current weights: the first act of every rollout."""
         if self.engine is None:
             self.engine = default_engine(self.trust_remote_code)
-        with together():
-            self.engine.start(
-                resolve_model(self.model),
-                stop_token_ids=self._chat.stop_token_ids,
-                temperature=self.temperature if temperature is None else temperature,
-            )
+        self._start(self.engine, self.temperature)  # that of the module, whose log-probabilities are compared
         if self._loaded != module.global_step:
             weights = module.weights()
             with together():

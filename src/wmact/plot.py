@@ -100,6 +100,9 @@ def main(args: Sequence[str]) -> None:
     options = parser.parse_args(args)
     require_matplotlib()
     figure = internalisation(options.runs, options.variant)
+    kinds = figure.canvas.get_supported_filetypes()
+    if options.out.suffix.removeprefix(".").lower() not in kinds:
+        parser.error(f"--out {options.out}: the name of a picture ends in one of .{', .'.join(kinds)}")
     options.out.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(options.out, dpi=150)
     print(options.out)

@@ -25,6 +25,7 @@ from wmact.engines import Completion, Request
 from wmact.types import Action, Episode, RolloutInterrupted, StopReason, Turn
 
 NO_ACTION = "Your answer held no readable action set. Write your actions between <action> and </action>.\n\n"
+UNKNOWN_ACTION = "Your answer held words that name no action. They changed nothing.\n\n"
 
 
 @dataclass(frozen=True)
@@ -194,8 +195,7 @@ class Player:
         if episode.stop_reason is None and len(episode.turns) >= max_turns:
             episode.stop_reason = "turns"
         if episode.stop_reason is None:
-            hint = NO_ACTION if self.told and answer.format == "unreadable" else ""
-            told = self.chat.following(self.observation, hint)
+            told = self.chat.following(self.observation, self._hint(answer) if self.told else "")
             episode.told.append((len(episode.ids) + told.start, len(episode.ids) + told.end))
             self._append(told.ids)
             episode.observations.append(self.observation)
@@ -235,6 +235,12 @@ class Player:
         """End the episode as an error, keeping the traceback; it is logged and left out of the loss."""
         self.episode.stop_reason = "error"
         self.episode.error = "".join(traceback.format_exception(error)) if error else "unknown"
+
+    def _hint(self, answer: protocol.Answer) -> str:
+        """What was wrong with an answer; the observation after it would tell of the action before once more."""
+        if answer.format == "unreadable":
+            return NO_ACTION
+        return UNKNOWN_ACTION if self.action_names and not {*answer.actions} <= {*self.action_names} else ""
 
     def _read_actions(self, text: str) -> protocol.Answer:
         return protocol.parse(text, self.action_names, self.one_action)

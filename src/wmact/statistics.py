@@ -32,6 +32,16 @@ def wilson(successes: float, n: float, z: float = Z95) -> tuple[float, float]:
     return max(0.0, centre - half), min(1.0, centre + half)
 
 
+def newcombe(successes: float, others: float, n: float) -> tuple[float, float]:
+    """Interval of the difference of two proportions of n, from their Wilson intervals.
+
+    Newcombe (1998), Statistics in Medicine 17:2635, method 10 for paired data, without its correlation: that of an
+    outcome which is always the same is 0.
+    """
+    (p, low, high), (q, other_low, other_high) = ((s / n, *wilson(s, n)) for s in (successes, others))
+    return p - q - math.hypot(p - low, other_high - q), p - q + math.hypot(high - p, q - other_low)
+
+
 def with_interval(name: str, share: float, trials: float) -> dict[str, float]:
     """A share of so many independent trials as figures: it, and the ends of Wilson's interval as `_low` and `_high`."""
     low, high = wilson(share * trials, trials)
@@ -50,13 +60,17 @@ def crossed_bootstrap(success: Floats, other: Floats | None = None) -> Estimate:
     """Estimate the mean of (seeds, levels), or its difference to that of another arm on the same levels.
 
     Seeds and levels are both drawn anew, with replacement: levels together for both arms, seeds for each arm by itself.
-    Where all values are equal there is nothing to draw, and the interval is Wilson's, of as many trials as levels.
+    Where all values of an arm are equal there is nothing to draw, and the interval is Wilson's, of as many trials as
+    levels; of the difference of two such arms it is Newcombe's.
     """
     mean = float(success.mean() - (0 if other is None else other.mean()))
+    levels = success.shape[1]
     if other is None and success.min() == success.max():
-        return Estimate(mean, *wilson(mean * success.shape[1], success.shape[1]))
+        return Estimate(mean, *wilson(levels * mean, levels))
+    if other is not None and success.min() == success.max() and other.min() == other.max():
+        return Estimate(mean, *newcombe(levels * success.mean(), levels * other.mean(), levels))
     rng = np.random.default_rng(0)
-    weights = _draws(success.shape[1])
+    weights = _draws(levels)
     drawn = np.zeros(RESAMPLES)
     for sign, values in ((1, success), (-1, other)):
         if values is not None:

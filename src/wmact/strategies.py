@@ -6,6 +6,7 @@ import time
 from typing import Any
 
 import torch
+from lightning.pytorch import Trainer
 from lightning.pytorch.strategies import DDPStrategy, ModelParallelStrategy, SingleDeviceStrategy, Strategy
 from lightning.pytorch.trainer.connectors.signal_connector import _SignalConnector
 
@@ -48,11 +49,24 @@ def check_strategy(strategy: Strategy) -> None:
     Raises:
         ValueError: it is such a strategy.
     """
-    if not isinstance(strategy, SingleDeviceStrategy | DDPStrategy | FSDP2):
+    start_method = getattr(strategy, "_start_method", "popen")  # by another, environments and engine would be copied
+    if start_method != "popen" or not isinstance(strategy, SingleDeviceStrategy | DDPStrategy | FSDP2):
+        how = "" if start_method == "popen" else f" with start_method={start_method!r}"
         raise ValueError(
-            f"trainer.strategy is {type(strategy).__name__}: use ddp, or for weights in shards "
+            f"trainer.strategy is {type(strategy).__name__}{how}: use ddp, or for weights in shards "
             "--config configs/strategies/fsdp.yaml"
         )
+
+
+def check_loops(trainer: Trainer) -> None:
+    """Refuse a 0 that Lightning takes, and of which nothing comes.
+
+    Raises:
+        ValueError: a setting is 0.
+    """
+    for name in ("max_epochs", "max_steps", "limit_train_batches", "check_val_every_n_epoch"):
+        if getattr(trainer, name) == 0:
+            raise ValueError(f"trainer.{name}=0: must be at least 1, or left out")
 
 
 def check_precision(precision: str, device: torch.device) -> None:

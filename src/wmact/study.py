@@ -32,7 +32,7 @@ from wmact.files import new_file
 from wmact.plot import require_matplotlib
 from wmact.report import write_report
 from wmact.results import Part, Results, collect, read_results, write_results
-from wmact.study_file import Study, fingerprint, read_study
+from wmact.study_file import Study, fingerprint, read_study, weights
 
 RUNS = Path("runs", "study")
 LOGGERS = ("wmact.loggers.TensorBoard", "wmact.loggers.CSVMetrics")
@@ -59,7 +59,7 @@ class Run:
     def asked(self) -> dict[str, str]:
         """What it is started with, as it was when this was first looked at."""
         words = self.study.words(self.arm, self.seed)
-        return {"words": shlex.join(words), "settings": fingerprint(words)}
+        return {"words": shlex.join(words), "settings": fingerprint(words), "weights": weights(words)}
 
     def trained(self) -> Path | None:
         """Return the folder of the training: the newest with a checkpoint to go on from, if there is one."""
@@ -92,17 +92,23 @@ class Run:
         """Refuse to go on with, or to keep, what was started with other words.
 
         Raises:
-            ValueError: the words were others, or the files that they name.
+            ValueError: the words were others, or the files or the weights that they name.
         """
         asked = self.asked
         begun = json.loads((self.folder / "asked.json").read_text()) if self.trained() else None
         for place, before in ((where, results.run(self.arm, self.seed)), (self.folder, begun)):
-            if before and before["settings"] != asked["settings"]:
+            if not before:
+                continue
+            if before["words"] != asked["words"]:
                 change = f"its words were {before['words']!r} and are now {asked['words']!r}"
-                if before["words"] == asked["words"]:
-                    change = f"a file named in {asked['words']!r} has changed"
-                way_out = f"give the study another name, or move {place} away"
-                raise ValueError(f"{self} was run with other settings: {change}; {way_out}")
+            elif before["settings"] != asked["settings"]:
+                change = f"a file named in {asked['words']!r} has changed"
+            elif len({before.get("weights", ""), asked["weights"]} - {""}) > 1:  # "": not known, or not there any more
+                change = f"a model folder named in {asked['words']!r}, or in a file of it, has other weights now"
+            else:
+                continue
+            way_out = f"give the study another name, or move {place} away"
+            raise ValueError(f"{self} was run with other settings: {change}; {way_out}")
 
     def note(self) -> None:
         """Write down what it is started with.
@@ -110,8 +116,11 @@ class Run:
         Raises:
             ValueError: meanwhile it would be another thing.
         """
-        if fingerprint(self.study.words(self.arm, self.seed)) != self.asked["settings"]:
-            raise ValueError("a configuration file was changed since the study was started; restore it")
+        words = self.study.words(self.arm, self.seed)
+        for part, now in {"settings": fingerprint(words), "weights": weights(words)}.items():
+            if self.asked[part] not in (now, ""):
+                what = "a configuration file was" if part == "settings" else "the weights of a model folder were"
+                raise ValueError(f"{what} changed since the study was started; restore them")
         with new_file(self.folder / "asked.json") as file:
             file.write(json.dumps(self.asked).encode())
 

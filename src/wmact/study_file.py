@@ -1,11 +1,13 @@
 """What a study file says: the arms of a comparison, their seeds, and what the paper found."""
 
+import functools
 import hashlib
 import itertools
 import json
+import os
 import re
 import shlex
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
@@ -15,6 +17,7 @@ from omegaconf import OmegaConf
 from yaml import YAMLError
 
 from wmact.cli import reason
+from wmact.models import BUNDLED
 
 
 @dataclass(frozen=True)
@@ -104,6 +107,37 @@ def fingerprint(words: Sequence[str]) -> str:
     Raises:
         ValueError: one of the files cannot be read.
     """
+    return hashlib.sha256(json.dumps([list(words), _configs(words)]).encode()).hexdigest()[:12]
+
+
+def weights(words: Sequence[str]) -> str:
+    """Name the weights in the model folders that words and their configuration files name; "" where there are none.
+
+    Raises:
+        ValueError: one of the files cannot be read.
+    """
+    texts = dict.fromkeys(_texts([list(words), _configs(words)]))
+    folders = [BUNDLED.get(text, Path(text)) for text in texts if text in BUNDLED or (text and os.path.isdir(text))]
+    files = [file for folder in folders for file in sorted(folder.glob("*.safetensors"))]
+    sums = [_checksum(file, file.stat().st_mtime_ns, file.stat().st_size) for file in files]
+    return hashlib.sha256("".join(sums).encode()).hexdigest()[:12] if sums else ""
+
+
+def _configs(words: Sequence[str]) -> list[Any]:
     parts = [part for word in words for part in (word.split("=", 1) if word.startswith("--config=") else [word])]
-    configs = [read_yaml(path) for option, path in itertools.pairwise(parts) if option == "--config"]
-    return hashlib.sha256(json.dumps([list(words), configs]).encode()).hexdigest()[:12]
+    return [read_yaml(path) for option, path in itertools.pairwise(parts) if option == "--config"]
+
+
+def _texts(content: Any) -> Iterator[str]:
+    """Every text in plain data; of a word such as --model.model=FOLDER what stands behind the sign."""
+    if isinstance(content, str):
+        yield content.partition("=")[2] if content.startswith("--") else content
+    for inner in content.values() if isinstance(content, dict) else content if isinstance(content, list) else ():
+        yield from _texts(inner)
+
+
+@functools.cache
+def _checksum(file: Path, mtime_ns: int, size: int) -> str:
+    """Of a file, once as long as it stays the same: those of a large model take long to read."""
+    with file.open("rb") as content:
+        return hashlib.file_digest(content, "sha256").hexdigest()

@@ -6,7 +6,8 @@
   shown the state, its reply is begun for it (``<think> place action``), and it has to say what comes of the action.
   That is the form of the warm start's thoughts, so the question is fair only for models that had it.
 
-Where neither a thought nor a reply says anything of this kind there are no figures at all, and not figures of 0.
+Where no thought, or no reply, says anything of this kind there are no figures of thoughts, or of questions, and not
+figures of 0.
 
 A place is written as `TextEnv.place` writes it: pieces in parentheses. "(none)" says that an action changes nothing.
 """
@@ -143,7 +144,9 @@ def read_thought(env: Any, thinking: str) -> Tally:
         elif claim.kind == "opening":
             tally["thought/opened"] += 1
             tally["thought/opened_right"] += claim.right
+            tally["thought/read"] += claim.right
         else:
+            tally["thought/read"] += claim.truth is not None  # it is said of a place that there is
             tally += _judged("thought", claim.pieces, claim.truth)
     return tally
 

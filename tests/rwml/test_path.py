@@ -3,8 +3,10 @@
 The world says which of four doors is the goal, and says it again whatever one tries: it is learnt in seconds.
 """
 
+import itertools
 import json
 import re
+from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +17,7 @@ from gymnasium.envs.registration import EnvSpec
 
 import tiny_worlds
 from wmact.cli import main
+from wmact.engines import Completion, EngineFailed, TransformersEngine
 from wmact.loggers import read_metrics
 from wmact.rollout import Task
 from wmact.rwml import prediction
@@ -86,6 +89,61 @@ def test_collected_by_the_model(folder: Path) -> None:
 def test_the_same_command_collects_the_same(folder: Path, tmp_path: Path) -> None:
     run("collect", "--config", folder / "world.yaml", "--out", tmp_path / "again.jsonl", "--episodes", 60)
     assert read_triplets(tmp_path / "again.jsonl").triplets == read_triplets(folder / "doors.jsonl").triplets
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "told"),
+    [
+        (EngineFailed("vLLM failed: out of memory"), 2, "vLLM failed: out of memory"),
+        (KeyboardInterrupt(), 130, "interr"),
+    ],
+)
+def test_what_was_collected_stays_when_it_ends_early_and_the_rest_follows(
+    error: BaseException,
+    code: int,
+    told: str,
+    folder: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    file, steps = tmp_path / "doors.jsonl", TransformersEngine.step
+    words = ["collect", "--config", folder / "world.yaml", "--out", file, "--episodes", 60, "--data.concurrency", 8]
+    count = itertools.count(1)
+
+    def fail(self: TransformersEngine) -> list[Completion]:
+        if next(count) == 30:  # an episode takes 4 to 24 tokens, each a step
+            raise error
+        return steps(self)
+
+    monkeypatch.setattr(TransformersEngine, "step", fail)
+    with pytest.raises(SystemExit) as left:
+        run(*words)
+    monkeypatch.undo()
+    assert left.value.code == code
+    shown = capsys.readouterr()
+    assert len(shown.err.splitlines()) == 1
+    assert f"wmact: {told}" in shown.err
+    half = read_triplets(file)
+    done = half.provenance["done"]
+    assert 0 < len(done) < 60
+    assert sum(half.provenance["ends"].values()) == len(done)
+    assert f"; {60 - len(done)} are missing, which the same command plays" in shown.out
+    run(*words)
+    whole, straight = read_triplets(file), read_triplets(folder / "doors.jsonl")
+    assert whole.triplets[: len(half.triplets)] == half.triplets
+    key = attrgetter("game", "step")
+    assert sorted(whole.triplets, key=key) == sorted(straight.triplets, key=key)
+    assert whole.provenance["ends"] == straight.provenance["ends"]
+    assert "done" not in whole.provenance
+    before = file.read_bytes()
+    capsys.readouterr()
+    run(*words)
+    assert f"nothing to do: {file} holds all 60 episodes" in capsys.readouterr().out
+    with pytest.raises(SystemExit):
+        run(*words, "--history", 0)
+    assert f"--out {file} was written by another command (python -m wmact collect" in capsys.readouterr().err
+    assert file.read_bytes() == before
 
 
 @pytest.mark.parametrize("source", ["random", "walkthrough"])

@@ -97,6 +97,11 @@ class TransformersEngine:
         check_attention(config, self._limit)
         self._vocab_size = config.get_text_config().vocab_size
         device = ("cuda" if torch.cuda.is_available() else "cpu") if self.device == "auto" else self.device
+        try:
+            torch.zeros(1, device=device).item()
+        except (RuntimeError, AssertionError) as error:
+            told = str(error).partition("\n")[0]
+            raise ValueError(f"device={device!r} cannot be used ({told}): take 'auto', 'cpu' or 'cuda'") from error
         with preserve_rng():
             model: Any = AutoModelForCausalLM.from_pretrained(
                 source, dtype=self.dtype, trust_remote_code=self.trust_remote_code

@@ -9,12 +9,15 @@ not listed below is one of `fit` (--data.env.kwargs.split val --data.max_turns 5
 "walkthrough", the environment's own solution; the last two take one action a turn. Episode after episode takes another
 level, and a level comes again only when all have come.
 
-The file is JSON lines (`wmact.rwml.triplets`); its first line says how it was made. It is written when all is played.
+The file is JSON lines (`wmact.rwml.triplets`); its first line says how it was made. It is written when all is played,
+or when the engine fails or somebody stops it: then it holds the episodes that have ended, and the same command plays
+the others. It takes the place of no other file.
 """
 
 import itertools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import Any, Self, get_args
 
@@ -28,7 +31,7 @@ from wmact.endpoint import Messages, OneByOne
 from wmact.engines import Completion, Request
 from wmact.rollout import Limits, Task, play
 from wmact.rwml.offline import by_model, provenance, read_data
-from wmact.rwml.triplets import Said, Source, Triplet, write_triplets
+from wmact.rwml.triplets import Said, Source, Triplet, read_triplets, write_triplets
 from wmact.types import Episode
 
 Choose = Callable[[gymnasium.Env[str, str], Mapping[str, Any], np.random.Generator], str | None]
@@ -158,22 +161,28 @@ def tasks(env: gymnasium.Env[str, str], episodes: int, seed: int) -> Iterator[li
 
 
 class Played:
-    """What was played: its triplets in the order of the episodes, the episodes' ends and the rules that were told."""
+    """What was played: its triplets in the order of the episodes, the episodes' ends and the rules that were told.
+
+    Attributes:
+        done: numbers of the episodes that have ended, counted through all passes.
+    """
 
     def __init__(self) -> None:
         self.triplets: list[Triplet] = []
         self.ends: dict[str, int] = {}
         self.rules: dict[str, str] = {}
         self.errors: list[str] = []
+        self.done: set[int] = set()
 
-    def add(self, recorders: Sequence[Recorder], episodes: Sequence[Episode]) -> None:
-        """Add the episodes of one pass."""
+    def add(self, recorders: Sequence[Recorder], episodes: Mapping[int, Episode]) -> None:
+        """Add episodes of one pass, by their numbers."""
         kept: dict[int, list[Triplet]] = {}
         for recorder in recorders:
             kept |= recorder.kept
             name = recorder.spec.id if recorder.spec else type(recorder.unwrapped).__name__
             self.rules[name] = str(getattr(recorder.unwrapped, "rules", ""))
-        for episode in episodes:
+        for number, episode in sorted(episodes.items()):
+            self.done.add(number)
             self.triplets += kept.get(episode.level, [])
             end = str(episode.stop_reason)
             self.ends[end] = self.ends.get(end, 0) + 1
@@ -182,7 +191,12 @@ class Played:
 
 
 def record(
-    data: RolloutData, source: Source, episodes: int, history: int | None = None, told: Callable[[str], None] = print
+    data: RolloutData,
+    source: Source,
+    episodes: int,
+    history: int | None = None,
+    told: Callable[[str], None] = print,
+    played: Played | None = None,
 ) -> Played:
     """Play so many episodes of the environment that is trained on, and keep their triplets.
 
@@ -190,40 +204,59 @@ def record(
         data: environment, model, engine, limits, turns and seed. The engine is closed in the end.
         history: most steps of the history that are kept; None keeps all.
         told: called with a line of progress.
+        played: what was played before and is not played again; whatever ends this, it has all episodes that have ended.
 
     Raises:
         ValueError: the source does not suit the environment.
+        EngineFailed: the engine broke down.
     """
-    played = Played()
+    played = played or Played()
     policy, at_once = (data.model, data.concurrency) if source == "model" else (source, 1)
     recorders = [Recorder(data.env.make, source, policy, history)]
     try:
         if source == "walkthrough" and not hasattr(recorders[0].unwrapped, "solution"):
             raise ValueError(f"--source walkthrough: {data.env.id} has no solution()")
         recorders += [Recorder(data.env.make, source, policy, history) for _ in range(min(at_once, episodes) - 1)]
-        done = 0
+        before = 0
         for some in tasks(recorders[0], episodes, data.seed):
-            for recorder in recorders:
-                recorder.tasks, recorder.kept = {task.level: task for task in some}, {}
-            if source == "model":
-                before = done  # a closure sees what a name holds when it is called
-                ended = by_model(
-                    data,
-                    recorders,
-                    some,
-                    lambda n: told(f"{before + n} of {episodes}"),  # noqa: B023
-                    renew=Recorder.renewed,
-                )
-            else:
-                ended = [alone(data, recorders[0], task, source) for task in some]
-            played.add(recorders, ended)
-            done += len(some)
+            left = {task: number for number, task in enumerate(some, start=before) if number not in played.done}
+            done = len(played.done)  # a closure sees what a name holds when it is called
+            if left:
+                play_pass(data, recorders, left, played, lambda n: told(f"{done + n} of {episodes}"))  # noqa: B023
+            before += len(some)
     finally:
         for recorder in recorders:
             recorder.close()
         if data.engine is not None:
             data.engine.close()
     return played
+
+
+def play_pass(
+    data: RolloutData,
+    recorders: Sequence[Recorder],
+    left: Mapping[Task, int],
+    played: Played,
+    told: Callable[[int], None],
+) -> None:
+    """Play tasks, given with their numbers, no two of one level; whatever ends this, what has ended is added."""
+    numbers, source = {task.level: number for task, number in left.items()}, recorders[0].source
+    for recorder in recorders:
+        recorder.tasks, recorder.kept = {task.level: task for task in left}, {}
+    ended: dict[int, Episode] = {}
+
+    def watch(episode: Episode) -> None:
+        if episode.stop_reason:
+            ended[numbers[episode.level]] = episode
+
+    try:
+        if source == "model":
+            by_model(data, recorders, list(left), told, renew=Recorder.renewed, watch=watch)
+        else:
+            for task in left:
+                watch(alone(data, recorders[0], task, source))
+    finally:
+        played.add(recorders, ended)
 
 
 def alone(data: RolloutData, recorder: Recorder, task: Task, source: Source) -> Episode:
@@ -244,12 +277,42 @@ def alone(data: RolloutData, recorder: Recorder, task: Task, source: Source) -> 
     return episode
 
 
+def begun(path: Path, command: str) -> Played:
+    """Return what a command has played before, from the file that it left; nothing where there is none.
+
+    Raises:
+        ValueError: it is the file of another command, or of none.
+    """
+    played = Played()
+    if path.exists():
+        about, triplets = read_triplets(path)
+        if about.get("command") != command:
+            way_out = "give another file, or remove this one"
+            raise ValueError(f"--out {path} was written by another command ({about.get('command')}): {way_out}")
+        played.triplets, played.ends, played.rules = [*triplets], about["ends"], about["rules"]
+        played.errors, played.done = about["errors"], set(about.get("done", range(about["episodes"])))
+    return played
+
+
+def write(path: Path, played: Played, about: dict[str, Any]) -> None:
+    """Write what was played, and tell of it; as long as episodes are missing, with the numbers of those it holds."""
+    missing = about["episodes"] - len(played.done)
+    about |= {"rules": played.rules, "ends": played.ends, "errors": sorted(set(played.errors))[:10]}
+    write_triplets(path, about | ({"done": sorted(played.done)} if missing else {}), played.triplets)
+    games = len({triplet.game for triplet in played.triplets})
+    ends = ", ".join(f"{number} {end}" for end, number in sorted(played.ends.items()))
+    told = f"{path}: {len(played.triplets)} triplets of {games} games; episodes ended as {ends}"
+    print(told + (f"; {missing} are missing, which the same command plays" if missing else ""), flush=True)
+
+
 def main(args: Sequence[str]) -> None:
     """Collect triplets.
 
     Raises:
-        ValueError: the environment or the model is not there or cannot be used, or every episode failed.
+        ValueError: the environment or the model is not there or cannot be used, every episode failed, or the file is
+            another command's.
         OSError: the file cannot be written.
+        EngineFailed: the engine broke down.
     """
     parser = CommandParser("collect", __doc__)
     parser.add_argument("--out", required=True, type=Path, metavar="FILE", help="the file that is written")
@@ -262,25 +325,26 @@ def main(args: Sequence[str]) -> None:
     if options.history is not None and options.history < 0:
         parser.error(f"--history {options.history}: must not be negative")
     data = read_data(words)
-    played = record(data, options.source, options.episodes, options.history, lambda line: print(line, flush=True))
-    if not played.triplets:
-        raise ValueError(
-            f"no triplets came of {options.episodes} episodes: {(played.errors or ['no action taken'])[0]}"
-        )
     about = provenance(
         "collect",
         args,
         env={"id": data.env.id, "kwargs": data.env.kwargs},
-        rules=played.rules,
         source=options.source,
         policy=data.model if options.source == "model" else options.source,
         seed=data.seed,
         max_turns=data.max_turns,
         episodes=options.episodes,
-        ends=played.ends,
-        errors=sorted(set(played.errors))[:10],
     )
-    write_triplets(options.out, about, played.triplets)
-    games = len({triplet.game for triplet in played.triplets})
-    ends = ", ".join(f"{number} {end}" for end, number in sorted(played.ends.items()))
-    print(f"{options.out}: {len(played.triplets)} triplets of {games} games; episodes ended as {ends}", flush=True)
+    played = begun(options.out, about["command"])
+    before = len(played.done)
+    if before == options.episodes:
+        print(f"nothing to do: {options.out} holds all {before} episodes of this command; remove it to play them anew")
+        return
+    try:
+        record(data, options.source, options.episodes, options.history, partial(print, flush=True), played)
+        if not played.triplets:
+            why = (played.errors or ["no action taken"])[0]
+            raise ValueError(f"no triplets came of {options.episodes} episodes: {why}")
+    finally:
+        if played.triplets and len(played.done) > before:
+            write(options.out, played, about)
