@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 import torch
 import yaml
+from lightning.pytorch.strategies import DDPStrategy
 
 import tiny_worlds
 from command_line import refused, run
@@ -23,7 +24,7 @@ from wmact.data import RolloutData
 from wmact.export import export
 from wmact.models import BUNDLED, load_tokenizer
 from wmact.ppo import PPO
-from wmact.strategies import check_precision
+from wmact.strategies import check_precision, check_strategy
 from wmact.types import Played
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -375,10 +376,6 @@ BAD: dict[str, tuple[Callable[[], list[str]], list[str]]] = {
         ["trainer.limit_train_batches=0: must be at least 1"],
     ),
     "no step": (lambda: ["--trainer.max_steps", "0", "--trainer.fast_dev_run", "false"], ["trainer.max_steps=0: must"]),
-    "processes that are copies": (
-        lambda: ["--trainer.strategy", "ddp_spawn"],
-        ["DDPStrategy with start_method='spawn'", "use ddp"],
-    ),
     "no such device": (lambda: ["--data.engine.init_args.device", "nope"], ["device='nope' cannot be used", "'cpu'"]),
     "a device without values": (lambda: ["--data.engine.device", "meta"], ["device='meta' cannot be used", "'cpu'"]),
     "null for a group": (lambda: ["--data.limits", "null"], ["data.limits: expected settings, but got null"]),
@@ -400,6 +397,13 @@ def test_bad_input(bad: Callable[[], list[str]], words: list[str], capsys: pytes
 def test_bad_commands(args: list[str], words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     line = refused(capsys, *args)
     assert all(word in line for word in words), line
+
+
+@pytest.mark.parametrize("start_method", ["spawn", "fork"])
+def test_processes_that_are_copies(start_method: Any) -> None:
+    check_strategy(DDPStrategy())
+    with pytest.raises(ValueError, match=f"is DDPStrategy with start_method='{start_method}': use ddp, or"):
+        check_strategy(DDPStrategy(start_method=start_method))
 
 
 def test_bfloat16_where_there_is_none(monkeypatch: pytest.MonkeyPatch) -> None:
