@@ -138,6 +138,7 @@ def test_shipped_configurations_run(
     if "triplets" in settings:
         more += ["--data.triplets", triplets, "--data.limits.turn_tokens", "64"]
     worlds = settings.get("worlds", {})
+    more += ["--data.limits.turn_tokens", "1000"] * bool(worlds)  # what is over the limits is not learnt
     recorded = [world["env"]["kwargs"] for world in worlds.values() if "triplets" in world["env"].get("kwargs", {})]
     if recorded:
         for kwargs in recorded:
