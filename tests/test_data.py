@@ -24,11 +24,6 @@ from wmact.types import Batch, Episode, TrainingStopped
 DOORS = EnvSpec("tiny_worlds:tiny/Doors-v0")
 MAZE = "wmact_envs:wmact/Maze-v0"
 
-pytestmark = [
-    pytest.mark.filterwarnings("ignore:.*LeafSpec"),  # Lightning's own
-    pytest.mark.filterwarnings("ignore:Total length of `list` across ranks is zero"),  # no validation
-]
-
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> str:

@@ -45,12 +45,7 @@ FILES = {
     "wmact.json",
 }
 
-pytestmark = [
-    pytest.mark.usefixtures("alone"),
-    pytest.mark.filterwarnings("ignore:.*LeafSpec"),  # Lightning's own
-    pytest.mark.filterwarnings("ignore:LightningCLI's args parameter"),
-    pytest.mark.filterwarnings("ignore:Total length of `list` across ranks is zero"),  # no environment to evaluate on
-]
+pytestmark = pytest.mark.usefixtures("alone")
 
 
 class Run(NamedTuple):

@@ -16,12 +16,6 @@ from wmact.ppo import PPO
 from wmact.sft import SFT
 from wmact.types import Episode, TrainingStopped
 
-pytestmark = [
-    pytest.mark.filterwarnings("ignore:You defined a `validation_step`"),
-    pytest.mark.filterwarnings("ignore:Found .* in eval mode"),  # the reference of the KL term
-    pytest.mark.filterwarnings("ignore:`isinstance.treespec"),  # Lightning's own
-]
-
 
 class Watched(Watching, GRPO):
     """GRPO that is watched."""

@@ -21,11 +21,6 @@ from wmact.ppo import PPO
 from wmact.rollout import Limits
 from wmact.sft import SFT
 
-pytestmark = [
-    pytest.mark.filterwarnings("ignore:.*LeafSpec"),  # Lightning's own
-    pytest.mark.filterwarnings("ignore:Total length of `list` across ranks is zero"),  # no validation
-]
-
 
 class Watch(L.Callback):
     """What every iteration was like."""

@@ -25,14 +25,6 @@ from wmact.rollout import Limits
 from wmact.sft import SFT
 from wmact.types import Batch, Episode
 
-pytestmark = [
-    pytest.mark.filterwarnings("ignore:You defined a `validation_step`"),
-    pytest.mark.filterwarnings("ignore:Found .* in eval mode"),
-    pytest.mark.filterwarnings("ignore:.*LeafSpec"),  # Lightning's own
-    pytest.mark.filterwarnings("ignore:LightningCLI's args parameter"),
-    pytest.mark.filterwarnings("ignore:Total length of `list` across ranks is zero"),  # no validation
-]
-
 SMALL = LoRA(r=4, alpha=8)  # scaled by 2
 
 

@@ -27,13 +27,6 @@ FSDP = ("--config", str(ROOT / "configs" / "strategies" / "fsdp.yaml"))
 DDP = ("--trainer.devices", "2", "--trainer.strategy", "ddp")
 ALONE = ("--trainer.devices", "1", "--trainer.strategy", "auto")
 
-pytestmark = [
-    pytest.mark.filterwarnings("ignore:You defined a `validation_step`"),
-    pytest.mark.filterwarnings("ignore:Found .* in eval mode"),  # the reference of the KL term
-    pytest.mark.filterwarnings("ignore:.*LeafSpec"),  # Lightning's own
-    pytest.mark.filterwarnings("ignore:Total length of `list` across ranks is zero"),  # no validation
-]
-
 
 @pytest.fixture(scope="module")
 def doors(tmp_path_factory: pytest.TempPathFactory) -> str:

@@ -29,12 +29,6 @@ from wmact.types import Batch
 ITERATIONS = 4
 
 
-pytestmark = [
-    pytest.mark.filterwarnings("ignore:.*LeafSpec"),  # Lightning's own
-    pytest.mark.filterwarnings("ignore:LightningCLI's args parameter"),
-]
-
-
 @pytest.fixture(autouse=True)
 def called_from_a_shell(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(sys, "argv", ["wmact"])

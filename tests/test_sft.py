@@ -15,11 +15,7 @@ from wmact.models import load_model
 from wmact.rollout import RolloutInterrupted
 from wmact.sft import SFT, one_cycle
 
-pytestmark = [
-    pytest.mark.usefixtures("alone"),
-    pytest.mark.filterwarnings("ignore:.*LeafSpec"),  # Lightning's own
-    pytest.mark.filterwarnings("ignore:LightningCLI's args parameter"),
-]
+pytestmark = pytest.mark.usefixtures("alone")
 RUN = Path("runs/doors/version_0")
 RESUMED = ["fit", "--config", f"{RUN}/config.yaml", "--ckpt_path", f"{RUN}/checkpoints/last.ckpt"]
 

@@ -29,11 +29,7 @@ from wmact.study_file import Study, fingerprint, read_study, weights
 
 ROOT = Path(__file__).resolve().parent.parent
 
-pytestmark = [
-    pytest.mark.usefixtures("alone"),
-    pytest.mark.filterwarnings("ignore:.*LeafSpec"),  # Lightning's own
-    pytest.mark.filterwarnings("ignore:LightningCLI's args parameter"),
-]
+pytestmark = pytest.mark.usefixtures("alone")
 
 
 # The study file

@@ -18,11 +18,6 @@ from wmact.rwml.data import figures
 from wmact.rwml.triplets import Triplet
 from wmact.types import Action, Episode, TrainingStopped, Turn
 
-pytestmark = [
-    pytest.mark.filterwarnings("ignore:.*LeafSpec"),  # Lightning's own
-    pytest.mark.filterwarnings("ignore:Total length of `list` across ranks is zero"),
-]
-
 EXACT = Within(Exact(), 1.0)
 
 

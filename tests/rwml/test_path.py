@@ -26,10 +26,6 @@ from wmact.rwml.offline import read_data, read_prediction_data
 from wmact.rwml.triplets import read_triplets
 from wmact.terms import read_terms
 
-pytestmark = [
-    pytest.mark.filterwarnings("ignore:.*LeafSpec"),
-    pytest.mark.filterwarnings("ignore:LightningCLI's args parameter"),
-]
 ROOT = Path(__file__).resolve().parent.parent.parent
 
 
