@@ -33,8 +33,10 @@ def success_figure(parts: Sequence[Part]) -> "Figure | None":
             if all(curves.values()):
                 draw_success(axes, curves)
                 _paper_line(axes, part, arm, str(variant))
-                axes.label_outer()
                 axes.set_title(f"{part.study.name}: {arm}\n{part.model}", fontsize=9)
+        for axes in [axes for axes in row if axes.get_visible()][1:]:  # studies differ in their iterations
+            axes.set_ylabel("")
+            axes.tick_params(labelleft=False)
     _legend(figure)
     return figure if any(axes.get_visible() for axes in figure.axes) else None
 
