@@ -26,7 +26,7 @@ import numpy as np
 from wmact.chat import Chat
 from wmact.data import EnvSpec, Plays, RolloutData
 from wmact.processes import share, together
-from wmact.rollout import EnvironmentFault, Limits, Player, Task
+from wmact.rollout import Limits, Player, Task
 from wmact.types import Batch, Episode
 from wmact.world_model import BLOCKED, RETRACTED, STUCK
 
@@ -275,7 +275,7 @@ def play_demonstration(
     player = Player(env, task, chat, limits, tell_rules, stop)
     explored = ((demonstrate(env.unwrapped, rng, manner, wording), True) for _ in itertools.count())
     replies = walkthrough.replies(player, rng) if walkthrough else explored
-    try:
+    with player.failing():
         player.reset()
         while player.episode.stop_reason is None:
             with player.foreign():
@@ -284,8 +284,6 @@ def play_demonstration(
                 player.episode.stop_reason = "turns"
             else:
                 player.say(chat.encode(reply) + [chat.end_of_turn], context, max_turns, learnt)
-    except EnvironmentFault as fault:
-        player.fail(fault.__cause__)
     return player.episode
 
 

@@ -231,10 +231,14 @@ class Player:
         except Exception as error:
             raise EnvironmentFault from error
 
-    def fail(self, error: BaseException | None) -> None:
-        """End the episode as an error, keeping the traceback; it is logged and left out of the loss."""
-        self.episode.stop_reason = "error"
-        self.episode.error = "".join(traceback.format_exception(error)) if error else "unknown"
+    @contextmanager
+    def failing(self) -> Iterator[None]:
+        """Around a part of an episode: a fault in it ends the episode as an error, which is left out of the loss."""
+        try:
+            yield
+        except EnvironmentFault as fault:
+            self.episode.stop_reason = "error"
+            self.episode.error = "".join(traceback.format_exception(fault.__cause__))
 
     def _hint(self, answer: protocol.Answer) -> str:
         """What was wrong with an answer; the observation after it would tell of the action before once more."""
@@ -354,18 +358,14 @@ def play(
                 key, task = waiting.popleft()
                 players[key] = player = Player(idle.pop(), task, chat, limits, tell_rules, stop)
                 player.episode.policy_version = policy_version
-                try:
+                with player.failing():
                     player.reset()
-                except EnvironmentFault as fault:
-                    player.fail(fault.__cause__)
                 go_on(key)
             if players:
                 for completion in engine.step():
                     player, request = players[completion.id], requests.pop(completion.id)
-                    try:
+                    with player.failing():
                         player.answer(completion, request, max_turns)
-                    except EnvironmentFault as fault:
-                        player.fail(fault.__cause__)
                     go_on(completion.id)
     except (RolloutInterrupted, KeyboardInterrupt):
         engine.abort()

@@ -65,17 +65,16 @@ def crossed_bootstrap(success: Floats, other: Floats | None = None) -> Estimate:
     """
     mean = float(success.mean() - (0 if other is None else other.mean()))
     levels = success.shape[1]
-    if other is None and success.min() == success.max():
-        return Estimate(mean, *wilson(levels * mean, levels))
-    if other is not None and success.min() == success.max() and other.min() == other.max():
-        return Estimate(mean, *newcombe(levels * success.mean(), levels * other.mean(), levels))
+    arms = [success] if other is None else [success, other]
+    if all(arm.min() == arm.max() for arm in arms):
+        solved = [levels * arm.mean() for arm in arms]
+        return Estimate(mean, *(wilson(solved[0], levels) if other is None else newcombe(solved[0], solved[1], levels)))
     rng = np.random.default_rng(0)
     weights = _draws(levels)
     drawn = np.zeros(RESAMPLES)
-    for sign, values in ((1, success), (-1, other)):
-        if values is not None:
-            seeds = rng.multinomial(len(values), np.full(len(values), 1 / len(values)), RESAMPLES) / len(values)
-            drawn += sign * ((seeds @ values) * weights).sum(1)
+    for sign, values in zip((1, -1), arms, strict=False):
+        seeds = rng.multinomial(len(values), np.full(len(values), 1 / len(values)), RESAMPLES) / len(values)
+        drawn += sign * ((seeds @ values) * weights).sum(1)
     return _estimate(mean, drawn)
 
 

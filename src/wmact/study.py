@@ -97,18 +97,9 @@ class Run:
         asked = self.asked
         begun = json.loads((self.folder / "asked.json").read_text()) if self.trained() else None
         for place, before in ((where, results.run(self.arm, self.seed)), (self.folder, begun)):
-            if not before:
-                continue
-            if before["words"] != asked["words"]:
-                change = f"its words were {before['words']!r} and are now {asked['words']!r}"
-            elif before["settings"] != asked["settings"]:
-                change = f"a file named in {asked['words']!r} has changed"
-            elif len({before.get("weights", ""), asked["weights"]} - {""}) > 1:  # "": not known, or not there any more
-                change = f"a model folder named in {asked['words']!r}, or in a file of it, has other weights now"
-            else:
-                continue
-            way_out = f"give the study another name, or move {place} away"
-            raise ValueError(f"{self} was run with other settings: {change}; {way_out}")
+            if before and (change := _change(before, asked)):
+                way_out = f"give the study another name, or move {place} away"
+                raise ValueError(f"{self} was run with other settings: {change}; {way_out}")
 
     def note(self) -> None:
         """Write down what it is started with.
@@ -129,6 +120,17 @@ class Run:
 
     def _versions(self) -> Iterator[Path]:
         return self.folder.glob("version_*")
+
+
+def _change(before: dict[str, str], now: dict[str, str]) -> str:
+    """Tell in which way a run is asked for otherwise than before; "" if it is not."""
+    if before["words"] != now["words"]:
+        return f"its words were {before['words']!r} and are now {now['words']!r}"
+    if before["settings"] != now["settings"]:
+        return f"a file named in {now['words']!r} has changed"
+    if len({before.get("weights", ""), now["weights"]} - {""}) > 1:  # "": not known, or not there any more
+        return f"a model folder named in {now['words']!r}, or in a file of it, has other weights now"
+    return ""
 
 
 def _number(version: Path) -> int:

@@ -31,7 +31,7 @@ from wmact.endpoint import Messages, OneByOne
 from wmact.engines import Completion, Request
 from wmact.rollout import Limits, Task, play
 from wmact.rwml.offline import by_model, provenance, read_data
-from wmact.rwml.triplets import Said, Source, Triplet, read_triplets, write_triplets
+from wmact.rwml.triplets import Said, Source, Triplet, feedback, read_triplets, write_triplets
 from wmact.types import Episode
 
 Choose = Callable[[gymnasium.Env[str, str], Mapping[str, Any], np.random.Generator], str | None]
@@ -95,7 +95,7 @@ class Recorder(gymnasium.Wrapper[str, str, str, str]):
             step=self._taken,
             history=tuple(self._history),
             action=action,
-            next=str(info.get("feedback", observation)),
+            next=feedback(observation, info),
             kind=str(info.get("kind", "world")),
             effective=bool(info.get("effective", observation != before)),
             success=bool(info.get("success", float(reward) > 0)),

@@ -13,7 +13,7 @@ import numpy as np
 
 from wmact.data import EnvSpec, Plays, RolloutData, Variant
 from wmact.processes import share, together
-from wmact.rollout import EnvironmentFault, Player, Task
+from wmact.rollout import Player, Task
 from wmact.rwml import prediction
 from wmact.rwml.env import ID, PredictionEnv
 from wmact.rwml.rewards import Reward
@@ -191,9 +191,7 @@ class NextStateData(PredictionData):
                 f"data.limits.turn_tokens={self.limits.turn_tokens}: the answer to triplet {level} takes {len(ids)} "
                 "tokens, and no prediction could say it; raise the limit"
             )
-        try:
+        with player.failing():
             player.reset()
             player.say(ids, self.context, max_turns=1)
-        except EnvironmentFault as fault:
-            player.fail(fault.__cause__)
         return player.episode

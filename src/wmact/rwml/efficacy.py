@@ -16,6 +16,7 @@ from typing import Any
 import gymnasium
 
 from wmact.rwml.distances import BUNDLED, Distance, SentenceEmbedding
+from wmact.rwml.triplets import feedback
 
 
 class SemanticEfficacy(gymnasium.Wrapper[str, str, str, str]):
@@ -37,20 +38,16 @@ class SemanticEfficacy(gymnasium.Wrapper[str, str, str, str]):
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[str, dict[str, Any]]:
         """Begin a level."""
         observation, info = self.env.reset(seed=seed, options=options)
-        self._before = _said(observation, info)
+        self._before = feedback(observation, info)
         return observation, info
 
     def step(self, action: str) -> tuple[str, Any, bool, bool, dict[str, Any]]:
         """Take an action."""
         observation, reward, terminated, truncated, info = self.env.step(action)
-        said = _said(observation, info)
+        said = feedback(observation, info)
         (moved,) = self.distance([self._before], [said])
         self._before = said
         return observation, reward, terminated, truncated, info | {"effective": moved > self.threshold}
-
-
-def _said(observation: str, info: dict[str, Any]) -> str:
-    return str(info.get("feedback", observation))
 
 
 def semantic(env: str, threshold: float, embedder: str = BUNDLED, **kwargs: Any) -> SemanticEfficacy:

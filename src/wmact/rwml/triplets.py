@@ -33,6 +33,11 @@ class Said(NamedTuple):
     text: str
 
 
+def feedback(observation: str, info: Mapping[str, Any]) -> str:
+    """What the world said, without what the observation may add around it, such as a history."""
+    return str(info.get("feedback", observation))
+
+
 @dataclass(frozen=True)
 class Triplet:
     """One transition.
