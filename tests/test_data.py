@@ -15,11 +15,13 @@ import tiny_worlds
 import wmact.data
 from literal import trainer
 from wmact.callbacks import TurnAnnealing
-from wmact.data import EnvSpec, Evaluation, RolloutData, Variant, default_engine
+from wmact.data import Evaluation, RolloutData
 from wmact.engines import Completion, EngineFailed, TransformersEngine, VLLMEngine
+from wmact.environments import EnvSpec, Variant
 from wmact.ppo import PPO
 from wmact.rollout import Limits
 from wmact.types import Batch, Episode, TrainingStopped
+from wmact.weight_sync import default_engine
 
 DOORS = EnvSpec("tiny_worlds:tiny/Doors-v0")
 MAZE = "wmact_envs:wmact/Maze-v0"
@@ -430,7 +432,7 @@ def test_everything_is_given_back(model: str, tmp_path: Path, monkeypatch: pytes
     run = Run(model, tmp_path, groups=2, samples=2).fit()
     assert run.engine.closed >= 1
     assert len(set(map(id, closed))) >= 4  # one an episode, and one that setup looked at
-    assert not run.data._pools
+    assert len(run.data._pools) == 0
 
 
 def test_everything_is_given_back_after_an_error(model: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -442,8 +444,8 @@ def test_everything_is_given_back_after_an_error(model: str, tmp_path: Path, mon
     with pytest.raises(RuntimeError, match="a bug"):
         run.fit()
     assert run.engine.closed >= 1
-    assert not run.data._pools
-    assert run.data._loaded == -1  # weights are loaded again, whatever is trained next
+    assert len(run.data._pools) == 0
+    assert run.data._synced is None  # weights are loaded again, whatever is trained next
 
 
 @pytest.mark.parametrize(

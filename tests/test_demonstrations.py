@@ -17,7 +17,6 @@ import tiny_worlds
 from wmact import protocol
 from wmact.chat import Chat
 from wmact.collate import collate
-from wmact.data import EnvSpec
 from wmact.demonstrations import (
     BLOCKED,
     DemonstrationData,
@@ -28,8 +27,9 @@ from wmact.demonstrations import (
     demonstrate,
     play_demonstration,
 )
+from wmact.environments import EnvSpec
 from wmact.nano import build_model, build_tokenizer, learn_tokenizer
-from wmact.rollout import Limits, Task
+from wmact.rollout import Limits, Player, Task
 from wmact.types import RolloutInterrupted, TrainingStopped
 from wmact_envs.maze import MazeEnv, draw, list_cells, move, parse
 
@@ -265,9 +265,22 @@ def test_the_environment_is_not_changed() -> None:
 # Played
 
 
-def play(level: int = 5, seed: int = 11, max_turns: int = 8, manner: Manner = Manner()) -> Any:  # noqa: B008 (frozen)
-    chat = Chat(build_tokenizer())
-    return play_demonstration(MazeEnv(layout="cells"), Task(level, 0, seed), chat, Limits(), max_turns, manner)
+def play(level: int = 5, seed: int = 11, max_turns: int = 8, manner: Manner = Manner()) -> Any:
+    return demonstrated(MazeEnv(layout="cells"), Task(level, 0, seed), max_turns, manner=manner)
+
+
+def demonstrated(
+    env: Any,
+    task: Task,
+    max_turns: int,
+    limits: Limits = Limits(),
+    stop: Any = lambda: False,
+    context: int = 2**31,
+    **how: Any,
+) -> Any:
+    """An episode in nano's words."""
+    player = Player(env, task, Chat(build_tokenizer()), limits, told=False, stop=stop)
+    return play_demonstration(World(EnvSpec(), **how), player, max_turns, context)
 
 
 def test_a_played_demonstration_counts_as_sampled() -> None:
@@ -348,7 +361,7 @@ def test_one_environment_serves_all_batches(
     monkeypatch.setattr(EnvSpec, "make", lambda self: count.append(1) or make(self))
     list(made.train_dataloader())
     assert len(count) == 1
-    assert [len(pool) for pool in made._pools.values()] == [1]  # and teardown closes it
+    assert len(made._pools) == 1  # and teardown closes it
 
 
 def test_rules_are_told_where_they_are_to_be(data: Callable[..., DemonstrationData]) -> None:
@@ -378,8 +391,7 @@ def test_no_worlds(tiny_model: Path) -> None:
 def test_a_walkthrough_is_the_solution_and_solves(level: int) -> None:
     env = EnvSpec("wmact_envs:wmact/Maze-v0", {"layout": "cells"}).make()
     how = Walkthrough(**NANOS)
-    chat, limits = Chat(build_tokenizer()), Limits(turn_tokens=160)
-    episode = play_demonstration(env, Task(level, 0, 7), chat, limits, 6, Manner(), walkthrough=how)
+    episode = demonstrated(env, Task(level, 0, 7), 6, Limits(turn_tokens=160), walkthrough=how)
     solution = maze(level).solution()
     assert solution
     assert [action.text for action in episode.actions] == solution
@@ -431,8 +443,8 @@ def test_a_detour_is_any_action_and_the_solution_finds_back() -> None:
     assert 220 < sum(f"<action>{solution[0]}</action>" in reply for reply in first) < 280
     world = EnvSpec("wmact_envs:wmact/Maze-v0", {"layout": "cells"}).make()
     how = Walkthrough(detour=0.5, **NANOS)
-    chat, limits = Chat(build_tokenizer()), Limits(turn_tokens=160)
-    episodes = [play_demonstration(world, Task(0, 0, s), chat, limits, 40, Manner(), walkthrough=how) for s in range(9)]
+    limits = Limits(turn_tokens=160)
+    episodes = [demonstrated(world, Task(0, 0, s), 40, limits, walkthrough=how) for s in range(9)]
     assert all(episode.success for episode in episodes)
     assert len({len(episode.actions) for episode in episodes}) > 1
     with pytest.raises(ValueError, match=r"walkthrough.detour=1.5: a share of the replies"):
@@ -443,8 +455,7 @@ def test_a_detour_is_not_learnt_and_what_the_world_says_to_it_is() -> None:
     env: Any = EnvSpec("wmact_envs:wmact/Maze-v0", {"layout": "cells"}).make()
     env.unwrapped.one_action = True
     how = Walkthrough(detour=0.5, **NANOS)
-    chat = Chat(build_tokenizer())
-    episodes = [play_demonstration(env, Task(n, 0, n), chat, Limits(), 40, Manner(), walkthrough=how) for n in range(9)]
+    episodes = [demonstrated(env, Task(n, 0, n), 40, walkthrough=how) for n in range(9)]
     learnt = strayed = 0
     for episode in episodes:
         env.reset(options={"level": episode.level})
@@ -466,8 +477,7 @@ def test_a_detour_is_not_learnt_and_what_the_world_says_to_it_is() -> None:
 def test_a_detour_that_spoils_the_level_ends_the_demonstration() -> None:
     env = EnvSpec("wmact_envs:wmact/SokobanOneBox-v0", {"layout": "cells"}).make()
     how = Walkthrough(detour=0.5, **NANOS)
-    chat = Chat(build_tokenizer())
-    episode = play_demonstration(env, Task(12, 0, 12), chat, Limits(), 20, Manner(), walkthrough=how)
+    episode = demonstrated(env, Task(12, 0, 12), 20, walkthrough=how)
     assert env.unwrapped.solution() is None  # type: ignore[attr-defined]
     assert (len(episode.turns), episode.stop_reason) == (3, "turns")  # of 20
 
@@ -478,8 +488,8 @@ def test_a_detour_that_spoils_the_level_ends_the_demonstration() -> None:
 def test_in_rain_a_plan_ends_where_it_leads_to_what_was_not_thought_of() -> None:
     """Foreseen is what happens if exactly the thought is carried out; 27 of 60 episodes go another way."""
     env = EnvSpec("wmact_envs:wmact/TaxiRainy-v0", {"layout": "cells"}).make()
-    chat, manner = Chat(build_tokenizer()), Manner(patience=0.07, short_mean=3.0, insight=0.5)
-    ends = [play_demonstration(env, Task(i, 0, i), chat, Limits(), 6, manner).stop_reason for i in range(60)]
+    manner = Manner(patience=0.07, short_mean=3.0, insight=0.5)
+    ends = [demonstrated(env, Task(i, 0, i), 6, manner=manner).stop_reason for i in range(60)]
     assert set(ends) == {"solved", "turns"}
 
 
@@ -492,12 +502,12 @@ def test_an_environment_that_fails_ends_its_own_episode(
     whole, broken = DOORS, EnvSpec(DOORS.id, {"fault": 1})
     worlds = {name: World(spec, walkthrough=Walkthrough(**NANOS)) for name, spec in (("a", whole), ("b", broken))}
     made = data(worlds=worlds, max_error_share=0.4)
-    before = [made._pool(spec, 1)[0] for spec in (whole, broken)]
+    before = [made._pools.one(spec) for spec in (whole, broken)]
     batch = made.demonstrated_batch()
     assert [episode.stop_reason for episode in made.episodes] == ["solved", "error", "solved"]
     assert made.episodes[1].fault == "RuntimeError: hinge 0 is stuck"
     assert len(batch.group_E) == 2
-    after = [made._pool(spec, 1)[0] for spec in (whole, broken)]
+    after = [made._pools.one(spec) for spec in (whole, broken)]
     assert [env is other for env, other in zip(before, after, strict=True)] == [True, False]
     strict = data(worlds=worlds)  # 0.25, and one of three is more
     with pytest.raises(
@@ -511,19 +521,17 @@ def test_a_demonstrator_that_hangs_or_fails_while_it_thinks(
     how: Walkthrough | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(tiny_worlds.Doors, "solution", lambda self: time.sleep(30))
-    chat, limits = Chat(build_tokenizer()), Limits(step_seconds=0.2)
-    manner = Manner(insight=1.0)
-    episode = play_demonstration(DOORS.make(), Task(0, 0, 0), chat, limits, 5, manner, walkthrough=how)
+    limits = Limits(step_seconds=0.2)
+    episode = demonstrated(DOORS.make(), Task(0, 0, 0), 5, limits, walkthrough=how)
     assert episode.fault.startswith("TimeoutError: the environment took more than 0.2 s")
     monkeypatch.setattr(tiny_worlds.Doors, "solution", lambda self: 1 // 0)
-    episode = play_demonstration(DOORS.make(), Task(0, 0, 0), chat, limits, 5, manner, walkthrough=how)
+    episode = demonstrated(DOORS.make(), Task(0, 0, 0), 5, limits, walkthrough=how)
     assert episode.fault.startswith("ZeroDivisionError")
 
 
 def test_a_demonstration_is_given_up_when_the_process_is_to_end() -> None:
-    chat = Chat(build_tokenizer())
     with pytest.raises(RolloutInterrupted):
-        play_demonstration(DOORS.make(), Task(0, 0, 0), chat, Limits(), 5, Manner(), stop=lambda: True)
+        demonstrated(DOORS.make(), Task(0, 0, 0), 5, stop=lambda: True)
 
 
 @pytest.mark.parametrize(
@@ -543,10 +551,8 @@ def test_limits_are_a_demonstrators_too(
 ) -> None:
     monkeypatch.setattr(tiny_worlds.Doors, "solution", lambda self: ["up"])
     how = Walkthrough(thought="", reply="<action> {plan} </action>")
-    chat, task = Chat(build_tokenizer()), Task(1, 0, 0)  # another door is the right one
-    episode = play_demonstration(
-        DOORS.make(), task, chat, Limits(**limits), 5, Manner(), walkthrough=how, context=context
-    )
+    task = Task(1, 0, 0)  # another door is the right one
+    episode = demonstrated(DOORS.make(), task, 5, Limits(**limits), context=context, walkthrough=how)
     assert episode.stop_reason == end
     assert [turn.end - turn.start for turn in episode.turns] == sampled
     whole = [4] * sampled.count(4)

@@ -27,8 +27,8 @@ from command_line import run
 from wmact import card, cli, export
 from wmact.card import Exported, public
 from wmact.chat import Chat
-from wmact.data import EnvSpec
 from wmact.endpoint import Endpoint
+from wmact.environments import EnvSpec
 from wmact.nano import build_tokenizer
 from wmact.rollout import Limits
 from wmact.terms import Terms, read_terms

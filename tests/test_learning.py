@@ -11,9 +11,10 @@ import torch
 import tiny_worlds
 from literal import trainer
 from wmact.callbacks import TurnAnnealing
-from wmact.data import EnvSpec, RolloutData
+from wmact.data import RolloutData
 from wmact.demonstrations import DemonstrationData, World
 from wmact.engines import TransformersEngine
+from wmact.environments import EnvSpec
 from wmact.grpo import GRPO
 from wmact.models import load_tokenizer
 from wmact.nano import build_model, build_tokenizer

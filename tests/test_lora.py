@@ -15,8 +15,8 @@ from transformers import AutoModelForCausalLM, GPT2Config, GPT2LMHeadModel
 import tiny_worlds
 from wmact import cli
 from wmact.collate import collate
-from wmact.data import EnvSpec
 from wmact.demonstrations import DemonstrationData, World
+from wmact.environments import EnvSpec
 from wmact.export import export
 from wmact.lora import LoRA, Weights, adapted, fingerprint
 from wmact.models import Critic, Policy, load_model

@@ -17,8 +17,8 @@ import tiny_worlds
 from stub_server import Answer, Asked, Stub, serving
 from wmact import play, view
 from wmact.chat import Chat
-from wmact.data import EnvSpec
 from wmact.engines import Completion, EngineFailed, TransformersEngine
+from wmact.environments import EnvSpec
 from wmact.models import BUNDLED
 from wmact.nano import build_tokenizer
 from wmact.rollout import Limits, Task

@@ -15,7 +15,7 @@ import yaml
 
 import wmact
 from wmact import smollm2
-from wmact.data import EnvSpec, Variant
+from wmact.environments import EnvSpec, Variant
 from wmact.loggers import read_metrics
 from wmact.models import BUNDLED
 from wmact.report import table

@@ -4,16 +4,13 @@ One Lightning epoch is one training iteration of the paper. `train_dataloader` r
 whose iteration plays: Lightning prefetches from an unsized one, and episodes would be trained one step late.
 """
 
-import importlib.util
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cached_property, partial
-from typing import Any, TypeVar
+from typing import Any
 
-import gymnasium
 import lightning as L
 import numpy as np
 import torch
@@ -23,61 +20,17 @@ from transformers import AutoConfig
 from wmact import protocol, rewards, world_model
 from wmact.chat import Chat
 from wmact.collate import collate
-from wmact.engines import Engine, EngineFailed, Request, TransformersEngine, VLLMEngine, generate
+from wmact.engines import Engine, Request, generate
 from wmact.engines.base import context_length
+from wmact.environments import EnvSpec, Pools, Variant
 from wmact.models import load_tokenizer, resolve_model
 from wmact.module import AgentModule
-from wmact.processes import gather, largest, merged, place, share, stop_all, together, told_to_stop, total
+from wmact.processes import gather, largest, merged, place, share, together, told_to_stop, total
 from wmact.rollout import Limits, Task, deadline, play
-from wmact.types import Batch, Episode, Mean, Played, RolloutInterrupted, TrainingStopped, Turn
+from wmact.types import Batch, Episode, Mean, Played, RolloutInterrupted, TrainingStopped
+from wmact.weight_sync import SyncedEngine, default_engine, too_short
 
-T = TypeVar("T")
 TRAINING, EVALUATION = 0, 1  # mark the random streams, so that those of evaluation are never those of training
-
-
-@dataclass(frozen=True)
-class EnvSpec:
-    """An environment: what `gymnasium.make` is called with.
-
-    Args:
-        id: gymnasium id, with its module before a colon: wmact_envs:wmact/Maze-v0.
-        kwargs: arguments of the environment.
-    """
-
-    id: str = "wmact_envs:wmact/Maze-v0"
-    kwargs: dict[str, Any] = field(default_factory=dict)
-
-    def make(self) -> gymnasium.Env[str, str]:
-        """Make one.
-
-        Raises:
-            ValueError: there is no such environment, or it refuses its arguments.
-        """
-        try:
-            return gymnasium.make(self.id, disable_env_checker=True, **self.kwargs)
-        except (gymnasium.error.Error, ImportError, TypeError, ValueError) as error:
-            reason = " ".join(str(error).split())
-            raise ValueError(
-                f"environment {self.id!r} with {self.kwargs}: {reason} (an id has its module before a "
-                "colon, as in wmact_envs:wmact/Maze-v0; kwargs are arguments of the environment's class)"
-            ) from error
-
-
-@dataclass(frozen=True)
-class Variant:
-    """An environment that is evaluated on, told by what sets it apart from the one that is trained on.
-
-    Args:
-        id: another environment, made with `kwargs` alone; null is the one that is trained on.
-        kwargs: arguments; without an id they are laid over those of the environment that is trained on.
-    """
-
-    id: str | None = None
-    kwargs: dict[str, Any] = field(default_factory=dict)
-
-    def of(self, env: EnvSpec) -> EnvSpec:
-        """Return this variant of the environment that is trained on."""
-        return EnvSpec(self.id, self.kwargs) if self.id else EnvSpec(env.id, env.kwargs | self.kwargs)
 
 
 @dataclass(frozen=True)
@@ -158,7 +111,7 @@ class RolloutData(L.LightningDataModule):
         groups: int = 32,
         samples: int = 8,
         max_turns: int = 30,
-        limits: Limits = Limits(),  # noqa: B008 (frozen)
+        limits: Limits = Limits(),
         temperature: float = 1.0,
         tell_rules: bool = True,
         rescale: bool = True,
@@ -200,15 +153,14 @@ class RolloutData(L.LightningDataModule):
         self.performance: dict[str, float] = {}
         self.figures: dict[str, float] = {}  # of what `judge` finds out about a training batch
         self.rollout_seconds = 0.0
-        self._chat: Chat | None = None
-        self._pools: dict[str, list[gymnasium.Env[str, str]]] = {}
-        self._loaded = -1  # version of the weights in the engine
+        self._pools = Pools(limits.step_seconds)
+        self._synced: SyncedEngine | None = None
 
     # What Lightning asks for
 
     def setup(self, stage: str) -> None:
         """Check what can be checked before the engine starts: tokenizer, chat template, environments."""
-        self._chat = Chat(load_tokenizer(self.model, self.trust_remote_code, self.chat_template))
+        _ = self.chat
         for spec in [self.env, *self.val.values(), *self.test.values()]:
             spec.make().close()
 
@@ -237,9 +189,8 @@ class RolloutData(L.LightningDataModule):
         """Give everything back."""
         if self.engine is not None:
             self.engine.close()
-        for env in (env for pool in self._pools.values() for env in pool):
-            env.close()
-        self._pools, self._loaded = {}, -1
+        self._pools.close()
+        self._synced = None
 
     def on_exception(self, exception: BaseException) -> None:
         """Give everything back: Lightning calls no teardown after an error."""
@@ -254,6 +205,11 @@ class RolloutData(L.LightningDataModule):
         self.cursor = state_dict["cursor"]
         if state_dict["max_turns"] == self.max_turns:
             self.turn_budget = state_dict["turn_budget"]
+
+    @cached_property
+    def chat(self) -> Chat:
+        """The model's chat format."""
+        return Chat(load_tokenizer(self.model, self.trust_remote_code, self.chat_template))
 
     @cached_property
     def context(self) -> int:
@@ -294,7 +250,7 @@ class RolloutData(L.LightningDataModule):
         tasks = [self._task(level, sample, TRAINING, iteration) for level in share(levels) for sample in samples]
         started = time.perf_counter()
         self.episodes = self._play(self.env, tasks, self.turn_budget)
-        self._restarting(self._send_to_sleep)
+        self._sync().restarting(self._sync().sleep)
         (self.rollout_seconds,) = largest([time.perf_counter() - started])
         (sampled,) = total([sum(turn.end - turn.start for e in self.episodes for turn in e.turns)])
         seconds = self.rollout_seconds
@@ -328,7 +284,7 @@ class RolloutData(L.LightningDataModule):
 
     def _evaluate(self, variant: str, spec: EnvSpec, how: Evaluation) -> Played:
         with together():
-            there_are = getattr(self._pool(spec, 1)[0].unwrapped, "num_levels", None)
+            there_are = getattr(self._pools.one(spec).unwrapped, "num_levels", None)
             if there_are is not None and how.levels > there_are:
                 raise ValueError(
                     f"evaluation of {how.levels} levels: {variant!r} has {there_are}; lower "
@@ -349,19 +305,18 @@ class RolloutData(L.LightningDataModule):
     def _ask_about_the_world(
         self, variant: str, spec: EnvSpec, episodes: list[Episode], levels: Sequence[int]
     ) -> dict[str, Mean]:
-        env: Any = self._pool(spec, 1)[0].unwrapped
+        env: Any = self._pools.one(spec).unwrapped
         with together():
             if not hasattr(env, "read_place"):
                 raise ValueError(
                     f"world_model=True: {spec.id} has no places to ask about; set it to false, or take an environment "
                     "of wmact_envs"
                 )
-            assert self._chat is not None
             rules = protocol.instructions(env.rules, env.action_names, env.example_actions) if self.tell_rules else None
             tally = world_model.read_thoughts(env, episodes)
             asked = world_model.questions(env, levels)
-            prompts = [world_model.ask(self._chat, question, rules) for question in asked]
-        for question, reply in zip(asked, self._restarting(lambda: self._complete(prompts)), strict=True):
+            prompts = [world_model.ask(self.chat, question, rules) for question in asked]
+        for question, reply in zip(asked, self._sync().restarting(lambda: self._complete(prompts)), strict=True):
             tally += world_model.mark(question, reply)
         areas = ("question", "thought")
         read = [area for area, n in zip(areas, total([tally[f"{area}/read"] for area in areas]), strict=True) if n]
@@ -375,146 +330,56 @@ class RolloutData(L.LightningDataModule):
 
     def _complete(self, prompts: list[list[int]]) -> list[str]:
         """The likeliest continuations."""
-        assert self._chat is not None
-        engine = self._ready_engine(self._module())
-        self._start(engine, temperature=0.0)
+        synced = self._sync()
+        synced.ready(self._module())
+        engine = synced.start(temperature=0.0)
         longest = max(map(len, prompts), default=0)
         room = min(world_model.ANSWER_TOKENS, engine.max_model_len - longest)
         if room < 1:
             raise too_short(engine, longest)
         completions = generate(engine, [Request(i, ids, room, 0) for i, ids in enumerate(prompts)])
-        return [self._chat.decode(completion.token_ids) for completion in completions]
+        return [self.chat.decode(completion.token_ids) for completion in completions]
 
     def _play(self, spec: EnvSpec, tasks: list[Task], max_turns: int) -> list[Episode]:
-        return self._restarting(lambda: self._play_once(spec, tasks, max_turns))
-
-    def _restarting(self, use_engine: Callable[[], T]) -> T:
-        """Do it; if the engine of any process fails, start all of them anew, once, and do it again."""
-        for again in (False, True):
-            failure = ""
-            with together():
-                try:
-                    result = use_engine()
-                except EngineFailed as error:
-                    failure = str(error)
-                except Exception:
-                    stop_all()  # the others need not play theirs to the end
-                    raise
-            failures = [each for each in gather(failure) if each]
-            if not failures:
-                return result
-            if not again:
-                what_now = "starting it anew, once, and playing this rollout again"
-                rank_zero_only(print)(f"{failures[0]}; {what_now}", flush=True)
-                assert self.engine is not None
-                self.engine.close()
-                self._loaded = -1  # the new engine has to be given the weights
-        with together():
-            raise TrainingStopped(f"the engine failed again after a new start: {failures[0]}")
+        return self._sync().restarting(lambda: self._play_once(spec, tasks, max_turns))
 
     def _play_once(self, spec: EnvSpec, tasks: list[Task], max_turns: int) -> list[Episode]:
         module, trainer = self._module(), self._trainer()
-        engine = self._ready_engine(module)
+        engine = self._sync().ready(module)
         if not tasks:
             return []
         bar = getattr(trainer.progress_bar_callback, "rollout_progress", lambda done, total: None)
-        assert self._chat is not None
         episodes = play(
-            self._pool(spec, min(self.concurrency, len(tasks))),
+            self._pools.of(spec, min(self.concurrency, len(tasks))),
             tasks,
             engine,
-            self._chat,
+            self.chat,
             max_turns=max_turns,
             limits=self.limits,
             tell_rules=self.tell_rules,
             policy_version=module.global_step,
             progress=bar,
             stop=self._told_to_stop,
-            renew=partial(self._renewed, spec),
+            renew=partial(self._pools.renewed, spec),
         )
         if episodes and all(episode.stop_reason == "context" and not episode.turns for episode in episodes):
             raise too_short(engine, min(len(episode.ids) for episode in episodes))
         return episodes
 
-    def _send_to_sleep(self) -> None:
-        """Let the engine give its memory to the update."""
-        if self.engine is not None:
-            self.engine.sleep()
-        self._loaded = -1
+    def _sync(self) -> SyncedEngine:
+        """The engine with the current weights in it."""
+        if self._synced is None:
+            self.engine = self.engine or default_engine(self.trust_remote_code)
+            how = (self.temperature, self.max_logprob_gap, self.seed)
+            self._synced = SyncedEngine(self.engine, self.model, self.chat, *how)
+        return self._synced
 
     def _told_to_stop(self) -> bool:
         return bool(self.trainer and self.trainer.received_sigterm) or told_to_stop()
 
-    def _pool(self, spec: EnvSpec, size: int) -> list[gymnasium.Env[str, str]]:
-        """The environments of a kind, at least so many."""
-        pool = self._pools.setdefault(repr(spec), [])
-        pool += [spec.make() for _ in range(size - len(pool))]
-        return pool
-
-    def _renewed(self, spec: EnvSpec, broken: gymnasium.Env[str, str]) -> gymnasium.Env[str, str]:
-        """A new environment in the place of one that failed: what it holds, such as a process, may be gone for good."""
-        pool = self._pool(spec, 1)
-        place = pool.index(broken)
-        with suppress(Exception), deadline(self.limits.step_seconds):
-            broken.close()
-        with suppress(Exception), deadline(self.limits.step_seconds):  # else it fails again, and is counted again
-            pool[place] = spec.make()
-        return pool[place]
-
-    def _start(self, engine: Engine, temperature: float) -> None:
-        """Start it; one that is started takes on the temperature."""
-        assert self._chat is not None
-        with together():
-            model, stop_token_ids = resolve_model(self.model), self._chat.stop_token_ids
-            engine.start(model, stop_token_ids=stop_token_ids, temperature=temperature)
-
-    def _ready_engine(self, module: AgentModule) -> Engine:
-        """The engine, started, with the module's current weights: the first act of every rollout."""
-        if self.engine is None:
-            self.engine = default_engine(self.trust_remote_code)
-        self._start(self.engine, self.temperature)  # that of the module, whose log-probabilities are compared
-        if self._loaded != module.global_step:
-            weights = module.weights()
-            with together():
-                self.engine.load_weights(weights.items())
-            self._verify(self.engine, module)
-            self._loaded = module.global_step
-        return self.engine
-
-    def _verify(self, engine: Engine, module: AgentModule) -> None:
-        """Compare the engine's log-probabilities of a few sampled tokens with the trainer's.
-
-        The prompt is the same each time on purpose: an engine that kept the keys of older weights is found out too.
-        """
-        with together():
-            batch = self._probes(engine, module.global_step)
-        gap_S = (module.score(batch).cpu() - batch.behaviour_logprobs_S).abs()
-        gap = float(gap_S.masked_fill(~batch.valid_S, float("nan")).mean())  # an engine without logprobs is no match
-        with together():
-            if not gap <= self.max_logprob_gap:
-                raise TrainingStopped(
-                    f"after loading the weights the engine's log-probabilities differ from the trainer's by {gap:.3g} "
-                    f"a token (data.max_logprob_gap={self.max_logprob_gap}): the engine does not hold these weights"
-                )
-
-    def _probes(self, engine: Engine, version: int) -> Batch:
-        assert self._chat is not None
-        prompt = self._chat.open("1 2 3 4 5 6 7 8 9 10 " * 8)
-        if len(prompt) + 8 > engine.max_model_len:
-            raise too_short(engine, len(prompt))
-        requests = [Request(i, list(prompt), 8, self.seed + i) for i in range(4)]
-        probes = []
-        for completion in generate(engine, requests):
-            probe = Episode("probe", completion.id, "probe", 0, 0, version)
-            probe.ids = prompt + completion.token_ids
-            probe.turns = [Turn(len(prompt), len(probe.ids), "", "valid")]
-            probe.logprobs = [0.0] * len(prompt) + completion.logprobs
-            probes.append(probe)
-        return collate(probes)
-
     def _draw_levels(self) -> list[int]:
         """Numbers of the next levels of this seed's endless sequence, none twice by level_id."""
-        probe: Any = self._pool(self.env, 1)[0]
+        probe: Any = self._pools.one(self.env)
         levels = getattr(probe.unwrapped, "num_levels", None) or 2**31
         if levels < self.groups:
             raise ValueError(f"data.groups={self.groups}: the environment has only {levels} different levels")
@@ -555,21 +420,3 @@ class RolloutData(L.LightningDataModule):
         module = self._trainer().lightning_module
         assert isinstance(module, AgentModule)
         return module
-
-
-def default_engine(trust_remote_code: bool = False) -> Engine:
-    """vLLM where it is installed, else transformers, saying so in one line."""
-    if importlib.util.find_spec("vllm"):
-        return VLLMEngine(trust_remote_code=trust_remote_code)
-    way_out = "pip install --no-deps -r requirements-cpu.txt, or -e '.[gpu]' where there is a GPU"
-    rank_zero_only(print)(f"vLLM is not installed: playing with the transformers engine, more slowly ({way_out})")
-    return TransformersEngine(trust_remote_code=trust_remote_code)
-
-
-def too_short(engine: Engine, prompt: int) -> ValueError:
-    """The error for a context that holds no prompt."""
-    return ValueError(
-        f"the engine's context of {engine.max_model_len} tokens has no room for an answer after a first prompt of "
-        f"{prompt} tokens: take a model with a longer context, or raise max_model_len (--data.engine "
-        f"wmact.engines.{type(engine).__name__} --data.engine.init_args.max_model_len N)"
-    )

@@ -16,7 +16,7 @@ expert data (behaviour cloning), and serves every environment with a `solution()
 
 import copy
 import itertools
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -24,9 +24,10 @@ import gymnasium
 import numpy as np
 
 from wmact.chat import Chat
-from wmact.data import EnvSpec, Plays, RolloutData
+from wmact.data import Plays, RolloutData
+from wmact.environments import EnvSpec
 from wmact.processes import share, together
-from wmact.rollout import Limits, Player, Task
+from wmact.rollout import Player, Task
 from wmact.types import Batch, Episode
 from wmact.world_model import BLOCKED, RETRACTED, STUCK
 
@@ -247,46 +248,6 @@ def choose(simulator: Any, tried: list[str], rng: np.random.Generator, manner: M
     return str(rng.choice(options))
 
 
-def play_demonstration(
-    env: Any,
-    task: Task,
-    chat: Chat,
-    limits: Limits,
-    max_turns: int,
-    manner: Manner,
-    wording: Wording = Wording(),
-    tell_rules: bool = False,
-    walkthrough: Walkthrough | None = None,
-    context: int = 2**31,
-    stop: Callable[[], bool] = lambda: False,
-) -> Episode:
-    """Play one level with the demonstrator in the model's place; what it writes counts as sampled.
-
-    It ends too where the walkthrough leads no further, and as an error where the environment fails.
-
-    Args:
-        context: most tokens of the conversation.
-        stop: polled at every step of the environment; when true the episode is given up.
-
-    Raises:
-        RolloutInterrupted: `stop` said so.
-    """
-    rng = np.random.default_rng(task.seed)
-    player = Player(env, task, chat, limits, tell_rules, stop)
-    explored = ((demonstrate(env.unwrapped, rng, manner, wording), True) for _ in itertools.count())
-    replies = walkthrough.replies(player, rng) if walkthrough else explored
-    with player.failing():
-        player.reset()
-        while player.episode.stop_reason is None:
-            with player.foreign():
-                reply, learnt = next(replies, (None, False))
-            if reply is None:
-                player.episode.stop_reason = "turns"
-            else:
-                player.say(chat.encode(reply) + [chat.end_of_turn], context, max_turns, learnt)
-    return player.episode
-
-
 @dataclass(frozen=True)
 class World:
     """An environment that is demonstrated, and how.
@@ -302,6 +263,42 @@ class World:
     manner: Manner = Manner()
     wording: Wording = Wording()
     walkthrough: Walkthrough | None = None
+
+    def replies(self, player: Player, rng: np.random.Generator) -> Iterator[tuple[str, bool]]:
+        """Yield replies, each for the state that the one before has led to, and whether it is to be learnt."""
+        if self.walkthrough:
+            return self.walkthrough.replies(player, rng)
+        env = player.env.unwrapped
+        return ((demonstrate(env, rng, self.manner, self.wording), True) for _ in itertools.count())
+
+
+def play_demonstration(world: World, player: Player, max_turns: int, context: int = 2**31) -> Episode:
+    """Play one level with the demonstrator in the model's place; what it writes counts as sampled.
+
+    It ends too where the walkthrough leads no further, and as an error where the environment fails.
+
+    Args:
+        world: how it is demonstrated; its environment is not used.
+        player: an episode that has not begun, in an environment of that kind and in a model's own chat format.
+        max_turns: most replies.
+        context: most tokens of the conversation.
+
+    Raises:
+        RolloutInterrupted: the player is told to stop.
+    """
+    chat, episode = player.chat, player.episode
+    assert isinstance(chat, Chat), "what is shown has token ids"
+    replies = world.replies(player, np.random.default_rng(episode.seed))
+    with player.failing():
+        player.reset()
+        while episode.stop_reason is None:
+            with player.foreign():
+                reply, learnt = next(replies, (None, False))
+            if reply is None:
+                episode.stop_reason = "turns"
+            else:
+                player.say(chat.encode(reply) + [chat.end_of_turn], context, max_turns, learnt)
+    return episode
 
 
 class DemonstrationData(RolloutData):
@@ -346,22 +343,20 @@ class DemonstrationData(RolloutData):
 
     def demonstrated_batch(self) -> Batch:
         """The next levels of the sequence, played by the demonstrator."""
-        assert self._chat is not None
         worlds, episodes = list(self.worlds.values()), []
         first, self.cursor = self.cursor, self.cursor + self.episodes_a_batch
         with together():
             for number in share(range(first, self.cursor)):
                 world = worlds[number % len(worlds)]
-                (env,) = self._pool(world.env, 1)[:1]
+                env = self._pools.one(world.env)
                 level, seed = np.random.SeedSequence([self.seed, number]).generate_state(2).tolist()
                 level %= getattr(env.unwrapped, "num_levels", None) or 2**31
                 turns = 1 + seed % self.max_turns  # of all lengths: a board told again and again teaches little
                 turns = self.max_turns if world.walkthrough else turns
                 task = Task(level, 0, seed)
-                how = (world.manner, world.wording, self.tell_rules, world.walkthrough, self.context)
-                episode = play_demonstration(env, task, self._chat, self.limits, turns, *how, stop=self._told_to_stop)
-                episodes.append(episode)
+                player = Player(env, task, self.chat, self.limits, self.tell_rules, self._told_to_stop)
+                episodes.append(episode := play_demonstration(world, player, turns, self.context))
                 if episode.error:
-                    self._renewed(world.env, env)
+                    self._pools.renewed(world.env, env)
         self.episodes = episodes
         return self._packed()

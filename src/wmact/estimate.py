@@ -36,14 +36,15 @@ from wmact.costs import (
     unsharded,
     update_flops,
 )
-from wmact.data import EnvSpec, default_engine
 from wmact.engines import TransformersEngine, VLLMEngine
 from wmact.engines.base import context_length
+from wmact.environments import EnvSpec
 from wmact.models import LOGIT_BUDGET, load_model, load_tokenizer, resolve_model
 from wmact.policy_gradient import PolicyGradient
 from wmact.ppo import PPO
 from wmact.rollout import NO_ACTION
 from wmact.strategies import FSDP2
+from wmact.weight_sync import default_engine
 
 GIB = 2**30
 LEVELS = 8  # whose texts are read

@@ -24,14 +24,15 @@ from typing import Any
 from wmact import rewards, view
 from wmact.chat import Chat
 from wmact.commands import CommandParser
-from wmact.data import EnvSpec, default_engine
 from wmact.endpoint import ChatCompletions, Endpoint, Messages, OneByOne, TokenCompletions
 from wmact.engines import Completion, Request
+from wmact.environments import EnvSpec
 from wmact.models import load_tokenizer, resolve_model
 from wmact.protocol import TAG
 from wmact.rollout import Conversation, Sampler, Task, play
 from wmact.terms import Terms, read_terms
 from wmact.types import Episode
+from wmact.weight_sync import default_engine
 
 
 class Person(OneByOne):

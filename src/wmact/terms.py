@@ -16,7 +16,7 @@ from gymnasium.envs.registration import load_env_creator
 from jsonargparse import ArgumentError, ArgumentParser
 
 from wmact.cli import reason
-from wmact.data import EnvSpec
+from wmact.environments import EnvSpec
 from wmact.rollout import Limits
 
 FILE = "wmact.json"

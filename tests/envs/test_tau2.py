@@ -386,7 +386,7 @@ def test_without_the_package_it_is_one_line() -> None:
     code = (
         "import sys; sys.modules['tau2'] = None\n"
         "import wmact_envs.tau2\n"
-        "from wmact.data import EnvSpec\n"
+        "from wmact.environments import EnvSpec\n"
         "try:\n    EnvSpec('wmact_envs:wmact/Tau2-v0').make()\nexcept ValueError as error:\n    print(error)\n"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=240)

@@ -185,8 +185,8 @@ def demonstrate(strategy: str, world_size: int, model: str, out: Path) -> None:
     """Train on three batches of five demonstrations; the model ends up in `out`, with what was played and lost."""
     import torch
 
-    from wmact.data import EnvSpec
     from wmact.demonstrations import DemonstrationData, World
+    from wmact.environments import EnvSpec
     from wmact.processes import place
     from wmact.rollout import Limits
     from wmact.sft import SFT

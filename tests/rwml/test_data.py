@@ -10,7 +10,8 @@ import pytest
 from lightning.pytorch import Trainer
 
 from literal import trainer
-from wmact.data import Evaluation, Variant
+from wmact.data import Evaluation
+from wmact.environments import Variant
 from wmact.ppo import PPO
 from wmact.rollout import Limits
 from wmact.rwml import Exact, NextStateData, PredictionData, Within
@@ -76,8 +77,8 @@ def test_a_batch_of_predictions_is_rewarded_at_once(tiny_model, scripted, write,
     ends = [episode.stop_reason for episode in keep.episodes]
     assert ends == ["solved", "dead", "turn_tokens", "turns"] * 2
     assert [episode.scaled_reward for episode in keep.episodes] == [1.0, 0.0, 0.0, 0.0] * 2
-    held_out = {row.game for row in data._pool(data.val["held_out"], 1)[0].unwrapped.triplets}
-    trained = {data._pool(data.env, 1)[0].unwrapped.triplets[e.level].game for e in keep.episodes}
+    held_out = {row.game for row in data._pools.one(data.val["held_out"]).unwrapped.triplets}
+    trained = {data._pools.one(data.env).unwrapped.triplets[e.level].game for e in keep.episodes}
     assert held_out
     assert not trained & held_out
     wanted = {"reward": 0.25, "exact": 0.25, "entities": 0.5, "states": 0.5, "missing_tag": 0.25, "truncated": 0.25}
@@ -172,21 +173,21 @@ def shown(model: Path, path: str, **settings: Any) -> NextStateData:
 def test_the_true_next_state_is_shown_in_the_form_of_a_prediction(tiny_model, write, rows):
     data = shown(tiny_model, write(*rows), tag="action", tell_rules=False, thought="up")
     batches = list(data.train_dataloader())
-    env: Any = data._pool(data.env, 1)[0].unwrapped
+    env: Any = data._pools.one(data.env).unwrapped
     assert len(batches) == 3
     for played in data.episodes:
         (turn,) = played.turns
         row = env.triplets[played.level]
         assert turn.text.split() == ["<think>", "up", "</think>", "<action>", row.next, "</action>"]
         assert [action.text for action in turn.actions] == [row.next]
-        assert played.ids[turn.end - 1] == data._chat.end_of_turn  # type: ignore[union-attr]
+        assert played.ids[turn.end - 1] == data.chat.end_of_turn
     # <think> up </think> ⏎ <action> ⏎ word ⏎ </action> and the end of the turn: ten tokens each
     assert len(batches[0].token_S) == 8 * 10
 
 
 def test_every_triplet_comes_once_before_one_comes_again(tiny_model, write, rows):
     data = shown(tiny_model, write(*rows), tag="action", tell_rules=False)
-    number = data._pool(data.env, 1)[0].unwrapped.num_levels
+    number = data._pools.one(data.env).unwrapped.num_levels
     data.episodes_a_batch = number
     loader = iter(data.train_dataloader())
     orders = []
@@ -203,7 +204,7 @@ def test_control_tokens_of_the_world_are_none_in_what_is_shown(tiny_model, write
     next(iter(data.train_dataloader()))
     for played in data.episodes:
         (turn,) = played.turns
-        assert played.ids[turn.start : turn.end].count(data._chat.end_of_turn) == 1  # type: ignore[union-attr]
+        assert played.ids[turn.start : turn.end].count(data.chat.end_of_turn) == 1
 
 
 def test_an_answer_that_no_prediction_could_say_is_told(tiny_model, write, triplet):

@@ -4,10 +4,11 @@ import pytest
 import torch
 
 from wmact.chat import Chat
-from wmact.demonstrations import Manner, Walkthrough, play_demonstration
+from wmact.demonstrations import Walkthrough, World, play_demonstration
+from wmact.environments import EnvSpec
 from wmact.models import load_model, load_tokenizer
 from wmact.nano import main
-from wmact.rollout import Limits, Task
+from wmact.rollout import Limits, Player, Task
 from wmact.rwml import prediction
 from wmact.rwml.env import PredictionEnv
 
@@ -95,7 +96,8 @@ def test_a_prediction_can_be_demonstrated_among_actions(model, write, triplet):
     env = PredictionEnv(write(row, name="one.jsonl"), told=False)
     how = Walkthrough(thought="", reply="<next_state>\n{plan}\n</next_state>")
     chat = Chat(load_tokenizer(str(model)))
-    episode = play_demonstration(env, Task(0, 0, 1), chat, Limits(turn_tokens=99), 20, Manner(), walkthrough=how)
+    player = Player(env, Task(0, 0, 1), chat, Limits(turn_tokens=99), told=False)
+    episode = play_demonstration(World(EnvSpec(), walkthrough=how), player, 20)
     assert [action.text for action in episode.actions] == ["You arrive at desk 3. ‹next_state>"]
     assert episode.stop_reason == "dead"  # it is over, and nothing has judged it
     assert env.solution() is None

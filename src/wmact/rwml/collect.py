@@ -128,20 +128,15 @@ class Chooser(OneByOne):
         return Completion(request.id, self.messages.say("assistant", said), [], stopped=True)
 
 
-class BySolution:
-    """Follows the environment's own solution; asks for another one when it is used up and the level is not solved.
+def by_solution(env: gymnasium.Env[str, str]) -> Choose:
+    """Follow the environment's own solution; ask for another when it is used up, until there is none.
 
     It is not asked at every step: some environments know a solution from the beginning only.
     """
-
-    def __init__(self) -> None:
-        self.plan: list[str] = []
-
-    def __call__(self, env: gymnasium.Env[str, str], info: Mapping[str, Any], rng: np.random.Generator) -> str | None:
-        """The next action; None where there is none."""
-        unwrapped: Any = env.unwrapped
-        self.plan = self.plan or list(unwrapped.solution() or [])
-        return self.plan.pop(0) if self.plan else None
+    unwrapped: Any = env.unwrapped
+    plans = iter(lambda: list(unwrapped.solution() or []), [])
+    steps = itertools.chain.from_iterable(plans)
+    return lambda *_: next(steps, None)
 
 
 def tasks(env: gymnasium.Env[str, str], episodes: int, seed: int) -> Iterator[list[Task]]:
@@ -220,9 +215,8 @@ def record(
         before = 0
         for some in tasks(recorders[0], episodes, data.seed):
             left = {task: number for number, task in enumerate(some, start=before) if number not in played.done}
-            done = len(played.done)  # a closure sees what a name holds when it is called
             if left:
-                play_pass(data, recorders, left, played, lambda n: told(f"{done + n} of {episodes}"))  # noqa: B023
+                play_pass(data, recorders, left, played, lambda n: told(f"{n} of {episodes}"))
             before += len(some)
     finally:
         for recorder in recorders:
@@ -239,11 +233,15 @@ def play_pass(
     played: Played,
     told: Callable[[int], None],
 ) -> None:
-    """Play tasks, given with their numbers, no two of one level; whatever ends this, what has ended is added."""
+    """Play tasks, given with their numbers, no two of one level; whatever ends this, what has ended is added.
+
+    `told` is called with the number of episodes that have been played, those of other passes among them.
+    """
     numbers, source = {task.level: number for task, number in left.items()}, recorders[0].source
     for recorder in recorders:
         recorder.tasks, recorder.kept = {task.level: task for task in left}, {}
     ended: dict[int, Episode] = {}
+    before = len(played.done)
 
     def watch(episode: Episode) -> None:
         if episode.stop_reason:
@@ -251,7 +249,7 @@ def play_pass(
 
     try:
         if source == "model":
-            by_model(data, recorders, list(left), told, renew=Recorder.renewed, watch=watch)
+            by_model(data, recorders, list(left), lambda n: told(before + n), renew=Recorder.renewed, watch=watch)
         else:
             for task in left:
                 watch(alone(data, recorders[0], task, source))
@@ -262,7 +260,7 @@ def play_pass(
 def alone(data: RolloutData, recorder: Recorder, task: Task, source: Source) -> Episode:
     """Play an episode without a model."""
     messages = Messages()
-    sampler = Chooser(recorder, at_random if source == "random" else BySolution(), messages, task)
+    sampler = Chooser(recorder, at_random if source == "random" else by_solution(recorder), messages, task)
     limits = Limits(step_seconds=data.limits.step_seconds)  # those of tokens mean nothing here
     (episode,) = play(
         [recorder],

@@ -11,7 +11,8 @@ from typing import Any
 import gymnasium
 import numpy as np
 
-from wmact.data import EnvSpec, Plays, RolloutData, Variant
+from wmact.data import Plays, RolloutData
+from wmact.environments import EnvSpec, Variant
 from wmact.processes import share, together
 from wmact.rollout import Player, Task
 from wmact.rwml import prediction
@@ -103,14 +104,14 @@ class PredictionData(RolloutData):
 
     def prediction_envs(self, number: int) -> list[gymnasium.Env[str, str]]:
         """Environments of the triplets that are trained on: so many, as far as `concurrency` lets them."""
-        return self._pool(self.env, 1)[:1] if number == 1 else self._pool(self.env, min(number, self.concurrency))
+        return self._pools.of(self.env, min(number, self.concurrency))
 
     def prediction_task(self, level: int, sample: int) -> Task:
         """The task of sampling a triplet with the start model, outside training and evaluation."""
         return self._task(level, sample, OFFLINE)
 
     def _prediction_env(self, spec: EnvSpec) -> PredictionEnv:
-        env = self._pool(spec, 1)[0].unwrapped
+        env = self._pools.one(spec).unwrapped
         if not isinstance(env, PredictionEnv):
             raise ValueError(f"{spec.id} has no triplets: an evaluation of PredictionData plays {ID}")
         return env
@@ -173,19 +174,18 @@ class NextStateData(PredictionData):
     def demonstrated_batch(self) -> Batch:
         """The next triplets, each with what the world said in the model's place."""
         first, self.cursor = self.cursor, self.cursor + self.episodes_a_batch
-        (env,) = self._pool(self.env, 1)[:1]
+        env = self._pools.one(self.env)
         with together():
             self.episodes = [self._shown(env, number) for number in share(range(first, self.cursor))]
         return self._packed()
 
     def _shown(self, env: Any, number: int) -> Episode:
-        assert self._chat is not None
         triplets = env.unwrapped.triplets
         again, place = divmod(number, len(triplets))
         level = int(np.random.default_rng([self.seed, again]).permutation(len(triplets))[place])
-        player = Player(env, self._task(level, again), self._chat, self.limits, told=False, stop=self._told_to_stop)
+        player = Player(env, self._task(level, again), self.chat, self.limits, told=False, stop=self._told_to_stop)
         before, text, behind = prediction.written(triplets[level].next, self.thought, env.unwrapped.tag)
-        ids = [*self._chat.encode(before), *self._chat.quote(text), *self._chat.encode(behind), self._chat.end_of_turn]
+        ids = [*self.chat.encode(before), *self.chat.quote(text), *self.chat.encode(behind), self.chat.end_of_turn]
         if len(ids) > self.limits.turn_tokens:
             raise ValueError(
                 f"data.limits.turn_tokens={self.limits.turn_tokens}: the answer to triplet {level} takes {len(ids)} "

@@ -8,14 +8,14 @@ from typing import Any
 import gymnasium
 
 import wmact
-from wmact.chat import Chat
 from wmact.cli import read_experiment
-from wmact.data import RolloutData, default_engine, too_short
-from wmact.models import load_tokenizer, resolve_model
+from wmact.data import RolloutData
+from wmact.models import resolve_model
 from wmact.rollout import Task, play
 from wmact.rwml.data import PredictionData
 from wmact.rwml.env import PredictionEnv
 from wmact.types import Episode
+from wmact.weight_sync import default_engine, too_short
 
 
 def read_data(words: Sequence[str]) -> RolloutData:
@@ -56,14 +56,13 @@ def by_model(
         told: called with the number of episodes done, now and then.
         how: passed on to `play`.
     """
-    chat = Chat(load_tokenizer(data.model, data.trust_remote_code, data.chat_template))
     data.engine = data.engine or default_engine(data.trust_remote_code)
-    data.engine.start(resolve_model(data.model), stop_token_ids=chat.stop_token_ids, temperature=data.temperature)
+    data.engine.start(resolve_model(data.model), stop_token_ids=data.chat.stop_token_ids, temperature=data.temperature)
     episodes = play(
         envs,
         tasks,
         data.engine,
-        chat,
+        data.chat,
         max_turns=data.max_turns,
         limits=data.limits,
         tell_rules=data.tell_rules,
