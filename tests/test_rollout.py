@@ -624,14 +624,15 @@ def test_stop_reaches_into_an_environment_that_takes_long(scripted: Any, when: s
     assert engine.aborted == 1
 
 
-def test_an_interrupt_leaves_no_request_in_the_engine(scripted: Any) -> None:
+@pytest.mark.parametrize("interrupt", [KeyboardInterrupt, SystemExit])
+def test_an_interrupt_leaves_no_request_in_the_engine(scripted: Any, interrupt: type[BaseException]) -> None:
     engine = scripted(replies(acting("right")))
 
     def twist(env: Corridor, action: str) -> Any:
         if action == "right":
-            raise KeyboardInterrupt
+            raise interrupt
 
-    with pytest.raises(KeyboardInterrupt):
+    with pytest.raises(interrupt):
         several([Corridor(twist=twist) for _ in range(3)], tasks(3), engine)
     assert engine.aborted == 1
 

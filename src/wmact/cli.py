@@ -17,7 +17,8 @@ import shlex
 import signal
 import sys
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
 
@@ -255,7 +256,8 @@ def _run(args: list[str] | None) -> None:
     words = sys.argv[1:] if args is None else args
     try:
         if words and words[0] in COMMANDS:
-            importlib.import_module(COMMANDS[words[0]].module).main(words[1:])
+            with _terminable():
+                importlib.import_module(COMMANDS[words[0]].module).main(words[1:])
         elif words and words[0][:1].isalpha() and words[0] not in (known := CLI.subcommands()):
             raise ValueError(f"{words[0]!r} is no command; there are {', '.join([*known, *COMMANDS])}")
         else:
@@ -266,6 +268,20 @@ def _run(args: list[str] | None) -> None:
                 sys.exit(0)  # at any other code Lightning kills the first process, whose code is the one that is seen
             sys.stderr = open(os.devnull, "w")  # noqa: SIM115 (to the end)
         raise
+
+
+@contextmanager
+def _terminable() -> Iterator[None]:
+    """Let SIGTERM end a command as Ctrl-C does, which writes down what it has; `fit` has a way of its own."""
+
+    def end(*_: Any) -> None:
+        raise SIGTERMException
+
+    before = signal.signal(signal.SIGTERM, end)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def reason(error: BaseException) -> str:

@@ -367,7 +367,7 @@ def play(
                     with player.failing():
                         player.answer(completion, request, max_turns)
                     go_on(completion.id)
-    except (RolloutInterrupted, KeyboardInterrupt):
+    except (RolloutInterrupted, KeyboardInterrupt, SystemExit):
         engine.abort()
         raise
     return [done[key] for key in range(len(tasks))]

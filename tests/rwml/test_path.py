@@ -5,7 +5,9 @@ The world says which of four doors is the goal, and says it again whatever one t
 
 import itertools
 import json
+import os
 import re
+import signal
 from operator import attrgetter
 from pathlib import Path
 from typing import Any
@@ -92,10 +94,11 @@ def test_the_same_command_collects_the_same(folder: Path, tmp_path: Path) -> Non
     [
         (EngineFailed("vLLM failed: out of memory"), 2, "vLLM failed: out of memory"),
         (KeyboardInterrupt(), 130, "interr"),
+        (None, 143, "terminated"),
     ],
 )
 def test_what_was_collected_stays_when_it_ends_early_and_the_rest_follows(
-    error: BaseException,
+    error: BaseException | None,
     code: int,
     told: str,
     folder: Path,
@@ -109,7 +112,10 @@ def test_what_was_collected_stays_when_it_ends_early_and_the_rest_follows(
 
     def fail(self: TransformersEngine) -> list[Completion]:
         if next(count) == 30:  # an episode takes 4 to 24 tokens, each a step
-            raise error
+            if error is None:
+                os.kill(os.getpid(), signal.SIGTERM)
+            else:
+                raise error
         return steps(self)
 
     monkeypatch.setattr(TransformersEngine, "step", fail)

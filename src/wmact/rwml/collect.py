@@ -10,8 +10,8 @@ not listed below is one of `fit` (--data.env.kwargs.split val --data.max_turns 5
 level, and a level comes again only when all have come.
 
 The file is JSON lines (`wmact.rwml.triplets`); its first line says how it was made. It is written when all is played,
-or when the engine fails or somebody stops it: then it holds the episodes that have ended, and the same command plays
-the others. It takes the place of no other file.
+or when the engine fails or somebody stops it (Ctrl-C, SIGTERM): then it holds the episodes that have ended, and the
+same command plays the others. It takes the place of no other file.
 """
 
 import itertools
