@@ -373,6 +373,8 @@ BAD: dict[str, tuple[Callable[[], list[str]], list[str]]] = {
     "no such device": (lambda: ["--data.engine.init_args.device", "nope"], ["device='nope' cannot be used", "'cpu'"]),
     "a device without values": (lambda: ["--data.engine.device", "meta"], ["device='meta' cannot be used", "'cpu'"]),
     "null for a group": (lambda: ["--data.limits", "null"], ["data.limits: expected settings, but got null"]),
+    "null for a number": (lambda: ["--data.groups", "null"], ["data.groups: expected int, but got null"]),
+    "null for a rate": (lambda: ["--model.lr", "null"], ["model.lr: expected float, but got null"]),
     "null for the data": (lambda: ["--data", "null"], ["arguments are required: fit.data"]),
     "an engine that is no class": (lambda: ["--data.engine", "os.system"], ["data.engine", "os.system"]),
     "a reference to nothing": (lambda: ["--data.groups", "${.nothing}"], ["'.nothing'", "data.init_args.groups"]),

@@ -20,7 +20,8 @@ import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO, Any
+from pkgutil import resolve_name
+from typing import IO, Any, get_args
 
 import torch
 from jsonargparse import ArgumentError
@@ -95,11 +96,15 @@ class CLI(LightningCLI):
         """Take no settings from a checkpoint: Lightning would let them silently beat those of the command line."""
 
     def before_instantiate_classes(self) -> None:
-        """Refuse null in the place of a group of settings, which jsonargparse takes and cannot unpack."""
-        data = self._get(self.config, "data").init_args
-        for name, kind in RolloutData.__init__.__annotations__.items():
-            if dataclasses.is_dataclass(kind) and data.get(name, kind) is None:
-                raise ValueError(f"data.{name}: expected settings, but got null; leave it out for its defaults")
+        """Refuse null where the type does not allow it: jsonargparse takes it everywhere."""
+        for part in ("model", "data"):
+            given = self._get(self.config, part)
+            types = _types(resolve_name(given.class_path))
+            for name in (name for name, value in given.init_args.items() if value is None):
+                kind = types.get(name, Any)
+                if kind is not Any and type(None) not in get_args(kind):
+                    expected = "settings" if dataclasses.is_dataclass(kind) else getattr(kind, "__name__", kind)
+                    raise ValueError(f"{part}.{name}: expected {expected}, but got null; leave it out for its default")
 
     def _instantiate_trainer(self, config: dict[str, Any], callbacks: list[Any]) -> Trainer:
         """Without an annealing there is none; Lightning would put a None among the callbacks.
@@ -178,6 +183,15 @@ class CLI(LightningCLI):
             return "nothing was saved yet"
         config, ckpt_path = (shlex.quote(str(path)) for path in (folder / "config.yaml", last))
         return f"go on with: python -m wmact fit --config {config} --ckpt_path {ckpt_path}"
+
+
+def _types(part: type) -> dict[str, Any]:
+    """The types of the constructor's arguments, with those that it passes on to classes of ours above it."""
+    types: dict[str, Any] = {}
+    for each in reversed(part.__mro__):
+        if issubclass(each, AgentModule | RolloutData):
+            types |= getattr(each.__init__, "__annotations__", {})
+    return types
 
 
 def build(args: list[str] | None = None, cli: type[CLI] = CLI, **kwargs: Any) -> CLI:
