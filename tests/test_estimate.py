@@ -285,6 +285,12 @@ def test_what_does_not_fit(capsys: pytest.CaptureFixture[str]) -> None:
         assert run(*of("maze", *more)) == 1
         return [line for line in capsys.readouterr().out.splitlines() if line.startswith("does not fit: ")]
 
+    def noted(*more: str) -> str:
+        assert run(*of("maze", *more)) == 0
+        lines = capsys.readouterr().out.splitlines()
+        assert lines[-1] == "fits"
+        return next(line for line in lines if line.startswith("note: "))
+
     # 4 shards: 12 bytes of 15.76 billion parameters ÷ 4 are 44.0 GiB; 15.3 of the engine and 28 of its cache
     assert told("--devices", "4") == [
         "does not fit: rollout: 87.3 GiB and the reserve are more than the 79.0 GiB of a device",
@@ -292,11 +298,11 @@ def test_what_does_not_fit(capsys: pytest.CaptureFixture[str]) -> None:
     ]
     awake = told("--data.engine.sleep_mode", "false", "--device_memory", "90")  # 46.5 and 43.3 GiB
     assert awake == ["does not fit: update: 89.8 GiB and the reserve are more than the 90.0 GiB of a device"]
-    assert told("--trainer.num_nodes", "3") == [  # 24 processes
-        "does not fit: data.groups=32 on 24 processes: some play a level more, and the others wait"
-    ]
-    short = told("--data.engine.max_model_len", "18000")[0]
-    assert re.search(r"context: an episode may take 2\d,\d{3} tokens, and the engine holds 18,000", short)
+    assert noted("--trainer.num_nodes", "3") == (  # 24 processes
+        "note: data.groups=32 on 24 processes: some play a level more, and the others wait"
+    )
+    short = noted("--data.engine.max_model_len", "18000")
+    assert re.search(r"note: context: an episode may take 2\d,\d{3} tokens, and the engine holds 18,000", short)
     (cache,) = told("--data.engine.kv_cache_gib", "4")  # 32768 tokens of 2 · 36 · 8 · 128 · 2 = 147456 bytes
     assert cache == "does not fit: KV cache: vLLM starts only with room for max_model_len=32768 tokens, 4.5 GiB"
 

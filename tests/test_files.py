@@ -85,10 +85,18 @@ def test_a_models_folder_gives_way_and_keeps_what_is_not_written_anew(tmp_path: 
     target = tmp_path / "agent"
     replaced(target, "old")
     (target / "notes").touch()
+    (target / "additional_chat_templates").mkdir()  # as transformers saves a tokenizer with several
+    (target / "additional_chat_templates" / "tools.jinja").write_text("tools")
     (tmp_path / "link").symlink_to(target)
     replaced(tmp_path / "link", "new")
     assert (target / "weights").read_text() == "new"
-    assert sorted(each.name for each in target.iterdir()) == ["config.json", "notes", "weights"]
+    assert sorted(each.name for each in target.iterdir()) == [
+        "additional_chat_templates",
+        "config.json",
+        "notes",
+        "weights",
+    ]
+    assert (target / "additional_chat_templates" / "tools.jinja").read_text() == "tools"
     assert sorted(each.name for each in tmp_path.iterdir()) == ["agent", "link"]
     assert (tmp_path / "link").is_symlink()
 

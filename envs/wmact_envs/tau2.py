@@ -15,13 +15,12 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 import gymnasium
-import numpy as np
 from gymnasium.error import ResetNeeded
 
 from . import tau2_engine as engine
 from .endpoint import Endpoint
 from .tau2_users import Call, EndpointUser, ScriptedUser, User
-from .text import AnyText
+from .text import AnyText, level_option
 
 USER_CALLS = 20
 """Most tool calls of a user between two of its messages."""
@@ -123,24 +122,17 @@ class Tau2Env(gymnasium.Env[str, str]):
             IndexError: the split has no task of that number.
             OSError: the user is a model, and its server does not answer.
         """
-        options = dict(options or {})
+        number = level_option(options or {}, self.split, self.num_levels)
         super().reset(seed=seed)
-        number = options.pop("level", None)
-        if options:
-            raise ValueError(f"unknown reset option {min(options)!r}: the only option is 'level'")
         if number is None:
-            number = self.np_random.integers(self.num_levels)
-        if not isinstance(number, int | np.integer) or isinstance(number, bool):
-            raise ValueError(f"reset option level={number!r}: a level number is an int")
-        if not 0 <= number < self.num_levels:
-            raise IndexError(f"level {number} of split {self.split!r}: there are {self.num_levels}, counted from 0")
+            number = int(self.np_random.integers(self.num_levels))
         self.task = self.tasks[number]
         self.environment, history = self.domain.start(self.task)
         self.messages = history or ([] if self.domain.solo else [engine.said("assistant", engine.GREETING)])
         self.heard: set[str] = set()
         self._started, self._running = True, True
         self._info = {
-            "level": int(number),
+            "level": number,
             "level_id": f"{self.domain.name}/{self.task.id}",
             "baseline_success": self.domain.baseline(self.task),
         }

@@ -301,6 +301,15 @@ def misfits(run: Experiment, machine: Machine, found: Estimate) -> list[str]:
     for what, peak in peaks.items():
         if peak + RESERVE * run.on_gpu > machine.memory:
             told.append(f"{what}: {gib(peak)} and the reserve are more than the {gib(machine.memory)} of a device")
+    request = run.context * run.sizes.kv_bytes(found.serving.itemsize)
+    if isinstance(run.engine, VLLMEngine) and found.serving.kv_cache < request:
+        told.append(f"KV cache: vLLM starts only with room for max_model_len={run.context} tokens, {gib(request)}")
+    return told
+
+
+def notes(run: Experiment) -> list[str]:
+    """What works, and may not be meant."""
+    told = []
     for variant in run.texts:
         length = run.episodes(variant).length
         if length > run.context:
@@ -309,9 +318,6 @@ def misfits(run: Experiment, machine: Machine, found: Estimate) -> list[str]:
                 f"context: an episode{of} may take {length:,.0f} tokens, and the engine holds {run.context:,}: it ends "
                 "there (stop reason context)"
             )
-    request = run.context * run.sizes.kv_bytes(found.serving.itemsize)
-    if isinstance(run.engine, VLLMEngine) and found.serving.kv_cache < request:
-        told.append(f"KV cache: vLLM starts only with room for max_model_len={run.context} tokens, {gib(request)}")
     if run.data.groups % run.processes:
         told.append(
             f"data.groups={run.data.groups} on {run.processes} processes: some play a level more, and the others wait"
@@ -436,6 +442,7 @@ def main(args: Sequence[str]) -> None:
     )
     found = estimate(run, machine, options.sampled, options.turns)
     print(table(run, machine, found))
+    print("".join(f"note: {line}\n" for line in notes(run)), end="")
     told = misfits(run, machine, found)
     print("\n".join(f"does not fit: {line}" for line in told) or "fits", flush=True)
     if told:

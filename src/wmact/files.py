@@ -59,7 +59,7 @@ def new_folder(target: Path, replace: bool = False) -> Iterator[Path]:
         else:
             half.mkdir(parents=True)
         yield half
-        for path in half.iterdir():
+        for path in (path for path in half.rglob("*") if path.is_file()):
             with path.open("rb") as file:
                 os.fsync(file.fileno())
         if _occupied(target):
@@ -78,7 +78,8 @@ def require_replaceable(target: Path) -> None:
         ValueError: there is a file, or a folder that is not empty and holds no config.json, or holds other folders.
     """
     if _occupied(target) and not (
-        (target / "config.json").is_file() and all(path.is_file() for path in target.iterdir())
+        (target / "config.json").is_file()
+        and all(path.is_file() or path.name == "additional_chat_templates" for path in target.iterdir())
     ):
         raise ValueError(f"{target} is there already, and no folder of a model: give another folder, or remove it")
 

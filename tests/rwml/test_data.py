@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -128,24 +129,32 @@ def episode(level: int, reward: float, form: Any = "valid") -> Episode:
 
 def test_figures_by_hand(triplet):
     truth = triplet(next="The safe 1 is open.")
+    other = triplet(next="The safe 1 is open.", game="g1")
     found = [
         (episode(0, 1.0), truth, "The safe 1 is  open."),  # exact but for a space: 20 characters for 19
         (episode(0, 1.0), truth, "The safe 1 is closed."),  # another state, the same thing: 21
         (episode(1, 1.0), truth, "Open is the safe 2."),  # another thing, the same state: 19
         (episode(1, 0.0, "unreadable"), truth, None),
-        (episode(2, 0.0, "overlong"), truth, None),
+        (episode(2, 0.0, "overlong"), other, None),
     ]
     assert figures(found) == {
-        "reward": (3.0, 5, 3),  # five samples of three triplets
-        "exact": (1, 5, 3),
-        "entities": (2, 5, 3),
-        "states": (2, 5, 3),
-        "missing_tag": (1, 5, 3),
-        "truncated": (1, 5, 3),
+        "reward": (3.0, 5, 2),  # five samples of three triplets of two games
+        "exact": (1, 5, 2),
+        "entities": (2, 5, 2),
+        "states": (2, 5, 2),
+        "missing_tag": (1, 5, 2),
+        "truncated": (1, 5, 2),
         "length": (pytest.approx(20 / 19 + 21 / 19 + 1), 3, 0),  # no share
         "zero_variance": (1, 2, 2),  # of the two groups with several samples, the first
     }
     assert figures([]).keys() == figures(found).keys()
+    assert figures(found[:4])["zero_variance"] == (1, 2, 1)  # both groups are of one game
+
+
+def test_an_evaluation_gives_a_prediction_as_many_tries_as_training(tiny_model, scripted, write, rows):
+    build_with = partial(build, tiny_model, write(*rows), scripted(lambda request: ""))
+    assert build_with(validation=Evaluation(levels=1, curve=(1, 2, 10))).validation == Evaluation(levels=1, curve=(1,))
+    assert build_with(testing=Evaluation(levels=1), max_turns=2).testing == Evaluation(levels=1, curve=(2,))
 
 
 def test_what_is_evaluated_is_held_out_unless_it_is_said_otherwise(tiny_model, scripted, write, rows):

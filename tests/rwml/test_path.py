@@ -22,7 +22,7 @@ from wmact.cli import main
 from wmact.engines import Completion, EngineFailed, TransformersEngine
 from wmact.loggers import read_metrics
 from wmact.rollout import Task
-from wmact.rwml import prediction
+from wmact.rwml import collect, prediction
 from wmact.rwml.collect import Recorder, record
 from wmact.rwml.offline import read_data, read_prediction_data
 from wmact.rwml.triplets import read_triplets
@@ -164,6 +164,38 @@ def test_collected_without_a_model(folder: Path, tmp_path: Path, source: str) ->
     assert {each.policy for each in found.triplets} == {source}
 
 
+def test_what_is_collected_is_written_now_and_then(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(collect, "SAVED_EVERY", 0.0)
+    words = ["collect", "--config", folder / "world.yaml", "--episodes", 4, "--source", "walkthrough"]
+    run(*words, "--out", tmp_path / "a.jsonl")
+    told = [line for line in capsys.readouterr().out.splitlines() if "triplets of" in line]
+    # and twice in the end: after the last episode, and when all is done
+    assert [re.findall(r"(\d) are missing", line) for line in told] == [["3"], ["2"], ["1"], [], []]
+    assert len(read_triplets(tmp_path / "a.jsonl").triplets) == 4
+
+
+def test_a_solution_that_cannot_be_found_ends_its_episode_only(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As when ALFWorld's engine fails, or Sokoban's search gives up."""
+    found = tiny_worlds.Doors.solution
+
+    def solution(self: tiny_worlds.Doors) -> list[str] | None:
+        if next(asked) == 1:
+            raise RuntimeError("the search gave up")
+        return found(self)
+
+    asked = itertools.count()
+    monkeypatch.setattr(tiny_worlds.Doors, "solution", solution)
+    words = ["collect", "--config", folder / "world.yaml", "--episodes", 4, "--source", "walkthrough"]
+    run(*words, "--out", tmp_path / "a.jsonl")
+    about, triplets = read_triplets(tmp_path / "a.jsonl")
+    assert about["ends"] == {"solved": 3, "turns": 1}
+    assert len(triplets) == 3
+
+
 def test_trained_calibrated_filtered_and_evaluated(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     sft = folder / "runs" / "doors" / "version_0"
     run("fit", "--config", folder / "sft.yaml")
@@ -180,7 +212,14 @@ def test_trained_calibrated_filtered_and_evaluated(folder: Path, capsys: pytest.
     told = capsys.readouterr().out
     result = json.loads((folder / "doors.calibration.json").read_text())
     exact = result["distances"]["exact"]
-    assert result["start_model"] | {"model": ""} == {"model": "", "groups": 6, "samples": 4, "missing": 0.0}
+    assert result["start_model"] | {"model": ""} == {
+        "model": "",
+        "groups": 6,
+        "samples": 4,
+        "missing": 0.0,
+        "own_reward": {"reward": 1.0, "zero_variance": 1.0},
+    }
+    assert "the configuration's own reward: no signal to start from: 100% of the start model's groups" in told
     assert [row["zero_variance"] for row in exact["start_model"]] == [1.0] * 7
     assert "exact: τ_d = 0.02" in told
     assert (

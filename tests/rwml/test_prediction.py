@@ -1,6 +1,7 @@
 """What a world model is asked, and how generously its prediction is read."""
 
 import gc
+import hashlib
 import time
 
 import gymnasium
@@ -80,7 +81,7 @@ def test_the_prompt_word_by_word(write, triplet):
     assert prompt == f"{prediction.instructions('Mind the gap.')}\n\n{asked}"
     assert "between <next_state> and </next_state>" in prompt
     assert "Mind the gap." in prompt
-    assert info["level_id"] == env.triplets[0].digest
+    assert info["level_id"] == hashlib.sha256(prompt.encode()).hexdigest()
     assert PredictionEnv(path, told=False).reset(options={"level": 0})[0] == asked
     short, _ = PredictionEnv(path, told=False, history=0).reset(options={"level": 0})
     assert "wait" not in short
@@ -101,6 +102,19 @@ def test_the_environment_ends_with_the_prediction(write, triplet):
         env.step("again")
     with pytest.raises(IndexError, match="there are 2"):
         env.reset(options={"level": 2})
+    with pytest.raises(ValueError, match="unknown reset option 'levl'"):
+        env.reset(options={"levl": 0})
+
+
+def test_the_first_triplets_are_of_all_games_and_those_that_ask_the_same_are_one_level(write, triplet):
+    several = [triplet(game=f"g{i // 10}", step=i % 10, action=f"go to desk {i}") for i in range(100)]
+    env = PredictionEnv(write(*several), told=False)
+    assert len({each.game for each in env.triplets[:20]}) >= 8  # a file tells game after game
+    middle = [["observation", "A"], ["action", "x"], ["observation", "{}"], ["action", "y"], ["observation", "C"]]
+    same = [triplet(step=i, history=tuple(Said(role, text.format(i)) for role, text in middle)) for i in range(2)]
+    for history, levels in ((None, 2), (1, 2), (0, 1)):
+        env = PredictionEnv(write(*same, name="same.jsonl"), told=False, history=history)
+        assert len({env.reset(options={"level": level})[1]["level_id"] for level in range(2)}) == levels
 
 
 @pytest.mark.parametrize(

@@ -80,8 +80,8 @@ def test_each_kind_has_its_reward(triplet):
         ByKind({"tool": tool})(list("abc"), rows)
 
 
-def said(text: str | None) -> stub_server.Answer:
-    return stub_server.Answer(body={"choices": [{"message": {"content": text}, "finish_reason": "stop"}]})
+def said(text: str | None, reason: str = "stop") -> stub_server.Answer:
+    return stub_server.Answer(body={"choices": [{"message": {"content": text}, "finish_reason": reason}]})
 
 
 def judged(answer: Callable[[str], stub_server.Answer], predicted: list[str], rows: list[Any]) -> tuple[Any, list[str]]:
@@ -108,6 +108,13 @@ def test_a_judge_says_yes_or_no(triplet):
     assert len(asked) == 6  # equal questions once
     assert "<action>\ngo to desk 1\n</action>" in asked[0]
     assert triplet().next in asked[0]
+
+
+def test_a_judge_that_was_cut_off_has_said_nothing(triplet):
+    (verdict,), _ = judged(
+        lambda text: said("The same drawer? Yes, drawer 1. The states, however", "length"), ["a"], [triplet()]
+    )
+    assert verdict == 0
 
 
 def test_a_prediction_cannot_leave_its_place_in_the_question(triplet):

@@ -9,8 +9,9 @@ the truth (reordered, reworded, and pairs written by hand), and how often what d
 answer to another action of the same verb, one number changed, one state flipped, one thing left out). Then, how much of
 the truth can be known from the history at all, and how well "what the world says moved" tells which actions had an
 effect, without what an observation adds around it.
-With a configuration, its start model predicts some triplets too: groups whose samples are all right or all wrong teach
-GRPO nothing. In the end a threshold is recommended, or it says that there is no signal, and why.
+With a configuration, all this is of the triplets that it trains on, and its start model predicts some of them: groups
+whose samples are all right or all wrong teach GRPO nothing, at a threshold or by the configuration's own reward. In the
+end a threshold is recommended, or it says that there is no signal, and why.
 
 A word of the truth is knowable if it stands in the history or the action, or in the truths of two other games, so that
 it could be learnt; a thing (mug 1, #W2611340, (3,4)) only if it stands in the history or the action.
@@ -31,6 +32,7 @@ import numpy as np
 
 from wmact.commands import CommandParser
 from wmact.files import new_file
+from wmact.rwml.data import PredictionData
 from wmact.rwml.distances import BUNDLED, Distance, Exact, JSONFields, RougeL, SentenceEmbedding, ServedEmbedding
 from wmact.rwml.nearmiss import GROSS, NEAR_MISSES, Pairs, all_pairs, by_hand, said_before
 from wmact.rwml.offline import predict, provenance, read_prediction_data, training_env
@@ -181,6 +183,12 @@ def verdict(result: dict[str, Any]) -> list[str]:
                 f"variance (its mean reward is {sampled['reward']:.2f})"
             )
         lines.append(line)
+    own = result.get("start_model", {}).get("own_reward", {})
+    if own.get("zero_variance", 0) > MOST_FLAT:
+        lines.append(
+            f"the configuration's own reward: no signal to start from: {own['zero_variance']:.0%} of the start model's "
+            f"groups have no variance (its mean is {own['reward']:.2f})"
+        )
     few = min((result["pairs"].get(kind, 0) for kind in GROSS), default=0)
     if few < FEW_PAIRS:
         lines.append(f"only {few} pairs of a kind of gross errors: collect more before you believe any of this")
@@ -234,6 +242,8 @@ def table(result: dict[str, Any]) -> str:
             for name, found in result["distances"].items()
             for row in found["start_model"]
         ]
+        own = sampled["own_reward"]
+        rows.append(["the configuration's own", "", f"{own['reward']:.3f}", share(own["zero_variance"])])
         lines += columns([["", "τ_d", "mean reward", "groups without variance"], *rows])
     return "\n".join([*lines, "", *result["verdict"]])
 
@@ -280,7 +290,7 @@ def main(args: Sequence[str]) -> None:
     fit += ["--data.triplets", options.triplets] if fit and options.triplets else []
     data = read_prediction_data(fit) if fit else None
     path = Path(data.triplets if data else options.triplets)
-    triplets = read_triplets(path).triplets
+    triplets = tuple(training_env(data).triplets) if data else read_triplets(path).triplets
     distances: dict[str, Distance] = {name: distance_of(name) for name in options.embedder or [BUNDLED]}
     distances |= {"ROUGE-L": RougeL(), "exact": Exact()}
     if any(as_json(each.next) is not None for each in triplets):
@@ -301,10 +311,10 @@ def main(args: Sequence[str]) -> None:
     predictions = None
     if data is not None:
         levels = np.random.default_rng(options.seed).permutation(len(training_env(data).triplets))[: options.groups]
-        predictions = sampled_predictions(data, levels.tolist(), options.samples)
+        predictions, own = sampled_predictions(data, levels.tolist(), options.samples)
         missing = mean([text is None for _, texts in predictions for text in texts])
-        result["start_model"] = {"model": data.model, "groups": len(predictions), "samples": options.samples}
-        result["start_model"]["missing"] = missing
+        asked = {"model": data.model, "groups": len(predictions), "samples": options.samples}
+        result["start_model"] = asked | {"missing": missing, "own_reward": own}
     for name, distance in distances.items():
         accepted = rates(distance, pairs)
         found: dict[str, Any] = {"accepted": accepted, "recommended": recommend(accepted, paraphrases)}
@@ -321,12 +331,21 @@ def main(args: Sequence[str]) -> None:
     print(f"\nall figures: {out}", flush=True)
 
 
-def sampled_predictions(data: Any, levels: list[int], samples: int) -> list[tuple[Triplet, list[str | None]]]:
-    """Let the start model predict; None stands for a reply without a prediction."""
+def sampled_predictions(
+    data: PredictionData, levels: list[int], samples: int
+) -> tuple[list[tuple[Triplet, list[str | None]]], dict[str, float]]:
+    """Let the start model predict; None stands for a reply without a prediction.
+
+    Returns:
+        Triplets with their predictions; and of the configuration's own reward, the mean and the share of groups without
+        variance, NaN where no reward can be had.
+    """
     episodes = predict(data, levels, samples)
+    judged = data.judge(data.env, episodes)
+    own = {name: judged[name].total / (judged[name].number or math.nan) for name in ("reward", "zero_variance")}
     texts = [episode.actions[0].text if episode.actions else None for episode in episodes]
     triplets = [training_env(data).triplets[level] for level in levels]
-    return [(each, texts[i * samples : (i + 1) * samples]) for i, each in enumerate(triplets)]
+    return [(each, texts[i * samples : (i + 1) * samples]) for i, each in enumerate(triplets)], own
 
 
 def write_json(path: Path, result: dict[str, Any]) -> None:

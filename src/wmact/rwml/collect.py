@@ -10,11 +10,12 @@ not listed below is one of `fit` (--data.env.kwargs.split val --data.max_turns 5
 level, and a level comes again only when all have come.
 
 The file is JSON lines (`wmact.rwml.triplets`); its first line says how it was made. It is written when all is played,
-or when the engine fails or somebody stops it (Ctrl-C, SIGTERM): then it holds the episodes that have ended, and the
-same command plays the others. It takes the place of no other file.
+every ten minutes before, and when the engine fails or somebody stops it (Ctrl-C, SIGTERM): then it holds the episodes
+that have ended, and the same command plays the others. It takes the place of no other file.
 """
 
 import itertools
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from functools import partial
@@ -34,6 +35,7 @@ from wmact.rwml.offline import by_model, provenance, read_data
 from wmact.rwml.triplets import Said, Source, Triplet, feedback, read_triplets, write_triplets
 from wmact.types import Episode
 
+SAVED_EVERY = 600.0  # seconds
 Choose = Callable[[gymnasium.Env[str, str], Mapping[str, Any], np.random.Generator], str | None]
 """What acts without a model: the environment, the last info and random numbers → an action; None: it gives up."""
 
@@ -123,7 +125,10 @@ class Chooser(OneByOne):
 
     def complete(self, request: Request) -> Completion:
         """Say the next action; one that gives up says nothing any more until its turns are over."""
-        action = self.choose(self.env, self.env.last_info, self.rng)
+        try:
+            action = self.choose(self.env, self.env.last_info, self.rng)
+        except RuntimeError:  # the engine behind a solution failed, or its search gave up: nothing leads further here
+            action = None
         said = "" if action is None else f"<action>{action}</action>"
         return Completion(request.id, self.messages.say("assistant", said), [], stopped=True)
 
@@ -159,30 +164,31 @@ class Played:
     """What was played: its triplets in the order of the episodes, the episodes' ends and the rules that were told.
 
     Attributes:
+        before: triplets that a file held.
         done: numbers of the episodes that have ended, counted through all passes.
     """
 
     def __init__(self) -> None:
-        self.triplets: list[Triplet] = []
+        self.before: Sequence[Triplet] = ()
         self.ends: dict[str, int] = {}
         self.rules: dict[str, str] = {}
         self.errors: list[str] = []
         self.done: set[int] = set()
+        self._new: dict[int, list[Triplet]] = {}
 
-    def add(self, recorders: Sequence[Recorder], episodes: Mapping[int, Episode]) -> None:
-        """Add episodes of one pass, by their numbers."""
-        kept: dict[int, list[Triplet]] = {}
-        for recorder in recorders:
-            kept |= recorder.kept
-            name = recorder.spec.id if recorder.spec else type(recorder.unwrapped).__name__
-            self.rules[name] = str(getattr(recorder.unwrapped, "rules", ""))
-        for number, episode in sorted(episodes.items()):
-            self.done.add(number)
-            self.triplets += kept.get(episode.level, [])
-            end = str(episode.stop_reason)
-            self.ends[end] = self.ends.get(end, 0) + 1
-            if episode.error:
-                self.errors.append(episode.fault)
+    @property
+    def triplets(self) -> list[Triplet]:
+        """All of them."""
+        return [*self.before, *(triplet for _, some in sorted(self._new.items()) for triplet in some)]
+
+    def add(self, number: int, episode: Episode, triplets: list[Triplet]) -> None:
+        """Add an episode that has ended."""
+        self.done.add(number)
+        self._new[number] = triplets
+        end = str(episode.stop_reason)
+        self.ends[end] = self.ends.get(end, 0) + 1
+        if episode.error:
+            self.errors.append(episode.fault)
 
 
 def record(
@@ -192,6 +198,7 @@ def record(
     history: int | None = None,
     told: Callable[[str], None] = print,
     played: Played | None = None,
+    save: Callable[[], None] = lambda: None,
 ) -> Played:
     """Play so many episodes of the environment that is trained on, and keep their triplets.
 
@@ -200,6 +207,7 @@ def record(
         history: most steps of the history that are kept; None keeps all.
         told: called with a line of progress.
         played: what was played before and is not played again; whatever ends this, it has all episodes that have ended.
+        save: called whenever an episode has ended.
 
     Raises:
         ValueError: the source does not suit the environment.
@@ -212,11 +220,13 @@ def record(
         if source == "walkthrough" and not hasattr(recorders[0].unwrapped, "solution"):
             raise ValueError(f"--source walkthrough: {data.env.id} has no solution()")
         recorders += [Recorder(data.env.make, source, policy, history) for _ in range(min(at_once, episodes) - 1)]
+        name = recorders[0].spec.id if recorders[0].spec else type(recorders[0].unwrapped).__name__
+        played.rules[name] = str(getattr(recorders[0].unwrapped, "rules", ""))
         before = 0
         for some in tasks(recorders[0], episodes, data.seed):
             left = {task: number for number, task in enumerate(some, start=before) if number not in played.done}
             if left:
-                play_pass(data, recorders, left, played, lambda n: told(f"{n} of {episodes}"))
+                play_pass(data, recorders, left, played, lambda n: told(f"{n} of {episodes}"), save)
             before += len(some)
     finally:
         for recorder in recorders:
@@ -232,29 +242,28 @@ def play_pass(
     left: Mapping[Task, int],
     played: Played,
     told: Callable[[int], None],
+    save: Callable[[], None],
 ) -> None:
-    """Play tasks, given with their numbers, no two of one level; whatever ends this, what has ended is added.
+    """Play tasks, given with their numbers, no two of one level; what has ended is added at once.
 
     `told` is called with the number of episodes that have been played, those of other passes among them.
     """
     numbers, source = {task.level: number for task, number in left.items()}, recorders[0].source
     for recorder in recorders:
         recorder.tasks, recorder.kept = {task.level: task for task in left}, {}
-    ended: dict[int, Episode] = {}
     before = len(played.done)
 
     def watch(episode: Episode) -> None:
         if episode.stop_reason:
-            ended[numbers[episode.level]] = episode
+            kept = next((each.kept.pop(episode.level) for each in recorders if episode.level in each.kept), [])
+            played.add(numbers[episode.level], episode, kept)
+            save()
 
-    try:
-        if source == "model":
-            by_model(data, recorders, list(left), lambda n: told(before + n), renew=Recorder.renewed, watch=watch)
-        else:
-            for task in left:
-                watch(alone(data, recorders[0], task, source))
-    finally:
-        played.add(recorders, ended)
+    if source == "model":
+        by_model(data, recorders, list(left), lambda n: told(before + n), renew=Recorder.renewed, watch=watch)
+    else:
+        for task in left:
+            watch(alone(data, recorders[0], task, source))
 
 
 def alone(data: RolloutData, recorder: Recorder, task: Task, source: Source) -> Episode:
@@ -287,7 +296,7 @@ def begun(path: Path, command: str) -> Played:
         if about.get("command") != command:
             way_out = "give another file, or remove this one"
             raise ValueError(f"--out {path} was written by another command ({about.get('command')}): {way_out}")
-        played.triplets, played.ends, played.rules = [*triplets], about["ends"], about["rules"]
+        played.before, played.ends, played.rules = triplets, about["ends"], about["rules"]
         played.errors, played.done = about["errors"], set(about.get("done", range(about["episodes"])))
     return played
 
@@ -334,12 +343,19 @@ def main(args: Sequence[str]) -> None:
         episodes=options.episodes,
     )
     played = begun(options.out, about["command"])
-    before = len(played.done)
+    before, saved = len(played.done), time.monotonic()
     if before == options.episodes:
         print(f"nothing to do: {options.out} holds all {before} episodes of this command; remove it to play them anew")
         return
+
+    def save() -> None:
+        nonlocal saved
+        if time.monotonic() - saved > SAVED_EVERY:
+            write(options.out, played, about)
+            saved = time.monotonic()
+
     try:
-        record(data, options.source, options.episodes, options.history, partial(print, flush=True), played)
+        record(data, options.source, options.episodes, options.history, partial(print, flush=True), played, save)
         if not played.triplets:
             why = (played.errors or ["no action taken"])[0]
             raise ValueError(f"no triplets came of {options.episodes} episodes: {why}")

@@ -6,6 +6,7 @@ and `judge` gives the rewards. `NextStateData` is the baseline that shows the tr
 
 import time
 from collections import Counter, defaultdict
+from dataclasses import replace
 from typing import Any
 
 import gymnasium
@@ -13,7 +14,7 @@ import numpy as np
 
 from wmact.data import Plays, RolloutData
 from wmact.environments import EnvSpec, Variant
-from wmact.processes import share, together
+from wmact.processes import place, share, together
 from wmact.rollout import Player, Task
 from wmact.rwml import prediction
 from wmact.rwml.env import ID, PredictionEnv
@@ -78,6 +79,8 @@ class PredictionData(RolloutData):
             step_penalty=step_penalty,
             **rollout,
         )
+        # A prediction has no turn budgets to be read at: an evaluation gives it as many tries as training does.
+        self.validation, self.testing = (replace(how, curve=(max_turns,)) for how in (self.validation, self.testing))
         self.triplets, self.reward = triplets, reward
 
     def judge(self, spec: EnvSpec, episodes: list[Episode]) -> dict[str, Mean]:
@@ -125,7 +128,8 @@ def _predicted(episode: Episode, env: PredictionEnv) -> tuple[Triplet, str | Non
 def figures(found: list[tuple[Episode, Triplet, str | None]]) -> dict[str, Mean]:
     """Return all figures, those too that nothing was found for, so that processes can add theirs.
 
-    The interval of a share is of as many trials as triplets: several samples of one are not independent.
+    The interval of a share is of as many trials as games, of all processes, each of which has seen about all: several
+    samples of a triplet are not independent, and states of one game are near copies of each other.
 
     Args:
         found: episodes with their triplet and their prediction, None where there is none.
@@ -145,10 +149,13 @@ def figures(found: list[tuple[Episode, Triplet, str | None]]) -> dict[str, Mean]
             tally["length"] += len(text) / max(1, len(truth))  # type: ignore[assignment]
             tally["predictions"] += 1
     several = [rewards for rewards in groups.values() if len(rewards) > 1]
+    games = len({(triplet.env, triplet.game) for _, triplet, _ in found}) / place()[1]
     shares = ("reward", "exact", "entities", "states", "missing_tag", "truncated")
-    return {name: Mean(tally[name], len(found), len(groups)) for name in shares} | {
+    return {name: Mean(tally[name], len(found), games) for name in shares} | {
         "length": Mean(tally["length"], tally["predictions"]),
-        "zero_variance": Mean(sum(min(rewards) == max(rewards) for rewards in several), len(several), len(several)),
+        "zero_variance": Mean(
+            sum(min(rewards) == max(rewards) for rewards in several), len(several), min(len(several), games)
+        ),
     }
 
 

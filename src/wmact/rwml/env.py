@@ -4,6 +4,7 @@ It ends with the first prediction and rewards nothing: what a prediction is wort
 once, after the rollout (`wmact.rwml.data`).
 """
 
+import hashlib
 from typing import Any, get_args
 
 import gymnasium
@@ -11,7 +12,7 @@ import gymnasium
 from wmact.protocol import Answer
 from wmact.rwml import prediction
 from wmact.rwml.triplets import Part, Triplet, part_of, read_triplets
-from wmact_envs.text import AnyText
+from wmact_envs.text import AnyText, level_option
 
 ID = "wmact.rwml:wmact/Prediction-v0"
 
@@ -59,7 +60,9 @@ class PredictionEnv(gymnasium.Env[str, str]):
             raise ValueError(f"tag={tag!r}: letters and underscores, and no name that could be one of thinking")
         there = read_triplets(triplets)
         of_part = part_of(there.triplets, part, held_out)
-        self.triplets = [each for each in of_part if kinds is None or each.kind in kinds]
+        chosen = (each for each in of_part if kinds is None or each.kind in kinds)
+        # A file tells game after game; in this order the first few are of all games, which is what evaluations play.
+        self.triplets = sorted(chosen, key=lambda each: each.digest)
         if not self.triplets:
             games = len({(each.env, each.game) for each in there.triplets})
             found = ", ".join(sorted({each.kind for each in there.triplets}))
@@ -96,17 +99,17 @@ class PredictionEnv(gymnasium.Env[str, str]):
         """Ask about triplet number `options["level"]`, or about one drawn with the environment's own generator.
 
         Raises:
+            ValueError: an option that is unknown or not an integer.
             IndexError: there is no such triplet.
         """
+        level = level_option(options or {}, self.split, self.num_levels)
         super().reset(seed=seed)
-        level = (options or {}).get("level")
-        level = int(self.np_random.integers(self.num_levels)) if level is None else int(level)
-        if not 0 <= level < self.num_levels:
-            raise IndexError(f"level {level}: levels count from 0, and there are {self.num_levels}")
-        self._level = level
-        triplet = self.triplets[level]
-        info = {"level": level, "level_id": triplet.digest, "optimal_length": 1, "kind": triplet.kind}
-        return self.prompt(triplet), info
+        self._level = int(self.np_random.integers(self.num_levels)) if level is None else level
+        triplet = self.triplets[self._level]
+        prompt = self.prompt(triplet)
+        asked = hashlib.sha256(prompt.encode(errors="surrogatepass")).hexdigest()  # several triplets may ask the same
+        info = {"level": self._level, "level_id": asked, "optimal_length": 1, "kind": triplet.kind}
+        return prompt, info
 
     def step(self, action: str) -> tuple[str, float, bool, bool, dict[str, Any]]:
         """Take the prediction; the episode ends."""

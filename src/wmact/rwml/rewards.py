@@ -131,8 +131,8 @@ VERDICT = re.compile(r"\b(yes|no)\b", re.IGNORECASE)
 class Judge:
     """1 if a language model says that prediction and truth say the same: the baseline that RWML is set against.
 
-    RWML reports that such a reward can be hacked. Any server with ``/chat/completions`` will do; an answer that holds
-    neither yes nor no is a 0, the last of several counts, as a model may think aloud first.
+    RWML reports that such a reward can be hacked. Any server with ``/chat/completions`` will do. The last yes or no of
+    an answer counts, as a model may think aloud first; an answer that holds neither, or that was cut off, is a 0.
 
     Args:
         url: address of the API, such as http://127.0.0.1:8000/v1.
@@ -169,8 +169,8 @@ class Judge:
         body = {"model": model, "messages": [{"role": "user", "content": question}]}
         answer = self.endpoint.ask("chat/completions", body | {"temperature": 0, "max_tokens": self.max_tokens})
         match answer:
-            case {"choices": [{"message": {"content": str() | None as text}}, *_]}:
-                said = VERDICT.findall(text or "")
+            case {"choices": [{"message": {"content": str() | None as text}, **rest}, *_]}:
+                said = VERDICT.findall(text or "") if rest.get("finish_reason") != "length" else []
                 return float(bool(said) and said[-1].lower() == "yes")
         raise unexpected(f"{self.endpoint.url}/chat/completions", answer)
 
