@@ -51,7 +51,7 @@ check: env ## lint, formatting and types (with make -k: all three whatever the f
 check: ruff-check ruff-format mypy
 
 bench: env ## run the benchmarks
-	@set -e; for script in benchmarks/*.py; do echo "$$script"; $(BIN)/python "$$script" $(ARGS); done
+	@for script in benchmarks/*.py; do echo "$$script"; $(BIN)/python "$$script" $(ARGS) || failed=1; done; test -z "$$failed"
 
 lock: env ## write requirements-cpu.txt anew from pyproject.toml (needs uv)
 	$(BIN)/python tools/lock.py $(ARGS)

@@ -90,21 +90,26 @@ def internalised(part: Part, variant: str, arm: str) -> str:
 # Tables
 
 
-def success_table(parts: Sequence[Part], arms: dict[str, str]) -> list[str]:
-    """Tabulate success within each arm's initial turn budget beside the paper's, a column a variant."""
-    columns = [(part, variant) for part in parts for variant in part.tests]
+def success_table(parts: Sequence[Part], arms: dict[str, str], known: int = 1) -> list[str]:
+    """Tabulate success within each arm's initial turn budget, a column a variant.
+
+    The paper's numbers stand beside it where there are at least `known`; of a comparison, one alone says nothing.
+    """
+    columns = [
+        (part, variant, sum(part.paper(arm, variant) is not None for arm in arms) >= known)
+        for part in parts
+        for variant in part.tests
+    ]
     head = ["arm"]
-    for part, variant in columns:
-        head += [f"{part.study.name} {variant} ({part.model})"]
-        head += ["paper (8 B)"] if any(part.paper(arm, variant) is not None for arm in arms) else []
+    for part, variant, beside in columns:
+        head += [f"{part.study.name} {variant} ({part.model})", *(["paper (8 B)"] if beside else [])]
     rows = []
     for arm, label in arms.items():
         row = [label]
-        for part, variant in columns:
+        for part, variant, beside in columns:
             tested = part.tests[variant].get(arm)
             row.append(percent(crossed_bootstrap(tested.success())) if tested else "")
-            if any(part.paper(each, variant) is not None for each in arms):
-                row.append(number(part.paper(arm, variant)))
+            row += [number(part.paper(arm, variant))] if beside else []
         rows.append(row)
     return table(head, rows)
 
@@ -248,19 +253,24 @@ def number(value: float | None) -> str:
 READING = """\
 Success is in percent: the mean over seeds, never the best of them. In brackets stands its 95 % interval, of a bootstrap
 that draws seeds and levels anew ({resamples:,} times, percentiles); where every episode ended alike it is Wilson's, of
-as many trials as levels. Drawing both ways counts the noise of single episodes up to three times (Owen 2007), and the
-spread of as few as three seeds too little; with one seed an interval tells of levels only.
+as many trials as levels. This bootstrap can overstate the noise of single episodes up to threefold (Owen 2007), and it
+understates the spread between seeds when there are as few as three; with one seed the interval reflects levels only.
 
 L_max is an arm's initial turn budget. One rollout gives the success at every budget: a model is not told its budget,
 so success within L turns is the share of episodes solved by turn L.
 
-The paper's numbers are of a model of 8 billion parameters, on levels of its own, with an L_max of 30. Sizes cannot be
-compared with ours, only the order of the arms."""
+The paper's numbers are of a model of 8 billion parameters, on levels of its own, with an L_max of 30: they cannot be
+compared with ours in size. Its Tables 3 and 4 are about Sokoban.
+
+N_eff/N is the share of actions that changed the state. tau_N is WMAct with the budget lowered every N iterations.
+"Asked": the model is shown a state and an action, and has to say what follows. "Thought": the same, of the moves that
+its own thoughts simulate (`src/wmact/world_model.py`)."""
 
 PAIRED = """\
 Difference to `{compare}` in points, on the levels that both were tested on. p is of a two-sided sign-flip permutation
 test ({flips:,} flips) of the levels' differences, each the mean over seeds: it asks whether these trained models differ
-on such levels. It does not speak of other seeds, as the interval does, and it is not corrected for their number."""
+on such levels. It says nothing about other seeds (the interval does), and is not corrected for the number of
+comparisons."""
 
 
 def write_report(parts: Sequence[Part], where: Path, command: str) -> Path:
@@ -303,7 +313,7 @@ def sections(parts: Sequence[Part], figures: set[str]) -> Iterator[tuple[str, li
     for title, labels in TABLES.items():
         chosen = {arm: label for arm, label in labels.items() if arm in arms}
         if len(chosen) > 1:
-            yield title, success_table(parts, chosen)
+            yield title, success_table(parts, chosen, known=2)
     if "internalisation" in figures:
         yield "Over training (the paper's Figure 4)", ["![success in one turn and in many](internalisation.png)"]
     yield "One turn and many", by_variant(parts, internalisation_table)
@@ -323,7 +333,8 @@ def sections(parts: Sequence[Part], figures: set[str]) -> Iterator[tuple[str, li
     knowing = [part for part in parts if knowledge_table(part)]
     if knowing:
         yield "World model: start → end of training, means over seeds", by_part(knowing, knowledge_table)
-    yield "Time: means of an iteration, and of a run without its evaluations", by_part(parts, time_table)
+    shared = "The machine may have been shared: times of different arms are not comparable."
+    yield "Time: means of an iteration, and of a run without its evaluations", [shared, "", *by_part(parts, time_table)]
     yield "Arms", by_part(parts, arms_table)
 
 

@@ -293,6 +293,14 @@ def test_frozen_levels(settings, name):
         assert maze.distances(m.walls, m.goal)[m.start] == level.optimal_length >= settings.min_length
 
 
+def test_the_frozen_7x7_levels_have_few_boards():
+    """README says so: they are new combinations of board, start and goal, and the boards are those of training."""
+    walls = [maze.parse("\n".join(each.rows)).walls for each in frozen.read("maze_standard_test")]
+    told = {board.tobytes() for board in walls}
+    alike = {min(np.rot90(each, k).tobytes() for each in (board, board.T) for k in range(4)) for board in walls}
+    assert (len(walls), len(told), len(alike)) == (1000, 267, 42)
+
+
 def test_frozen_levels_can_be_made_again(tmp_path):
     command = [sys.executable, "-m", "wmact_envs.freeze", "--folder", str(tmp_path / "new")]
     subprocess.run(command, check=True, env=os.environ | {"PYTHONHASHSEED": "7"})
