@@ -285,8 +285,9 @@ class MazeEnv(TextEnv):
             size: cells a side, borders included: odd, at least 5. Standard is 7, Hard is 11.
             loops: probability that an inner wall of the perfect maze is opened, 0 (one path only) to 1.
             min_length: least number of moves from start to goal.
-            split: "train", "val" or "test". No level of one split is in another, not even turned or mirrored. The test
-                split of the presets Standard and Hard is shipped with the package: 1,000 levels each.
+            split: "train", "val" or "test". No level of one split is in another, not even turned or mirrored; but
+                of 7×7 there are few boards, and splits share them, with other starts and goals. The test split of the
+                presets Standard and Hard is shipped with the package: 1,000 levels each.
             layout: "grid" draws the maze; "cells" lists coordinates, for models that read a drawing badly.
             render_mode: None, "ansi" (the drawing, whatever the layout) or "rgb_array".
 

@@ -333,10 +333,27 @@ def gib(size: float) -> str:
     return f"{size / GIB:,.1f} GiB" if size >= GIB / 10 else f"{size / 2**20:,.2f} MiB"
 
 
+Row = tuple[str, str, str]
+"""What it is, how much, and a note."""
+
+
 def table(run: Experiment, machine: Machine, found: Estimate) -> str:
     """Everything, a line each."""
-    training, serving, expected, limits = found.training, found.serving, found.expected, run.episodes()
-    module, sizes, iterations = run.module, run.sizes, run.trainer["max_epochs"] or -1
+    rows = [*memory_rows(run, machine, found), *work_rows(run, found)]
+    wide, broad = (max(len(row[column]) for row in rows) for column in (0, 1))
+    lines = [f"{name:{wide}}  {value:>{broad}}  {note}".rstrip() for name, value, note in rows]
+    assumed = (
+        f"assumed: {machine.flops / 1e12:,.4g} TFLOPS of which updates and prompts reach {machine.mfu:.0%}, "
+        f"{machine.bandwidth / 1e9:,.4g} GB/s of which generation reaches {machine.mbu:.0%}; "
+        + (f"{gib(RESERVE)} of a device are for CUDA, NCCL and the engine's own buffers; " if run.on_gpu else "")
+        + "not counted: environments, traffic between devices, checkpoints"
+    )
+    return "\n".join([*lines, "", assumed])
+
+
+def memory_rows(run: Experiment, machine: Machine, found: Estimate) -> list[Row]:
+    """Parameters, and the memory of a device and of the host."""
+    training, serving, module, sizes = found.training, found.serving, run.module, run.sizes
     checkpointing = "without" if module.settings.gradient_checkpointing else "with"
     kv_token = sizes.kv_bytes(serving.itemsize)
     cut = f"in {run.processes} shards" if run.sharded else "whole on each device"
@@ -345,7 +362,7 @@ def table(run: Experiment, machine: Machine, found: Estimate) -> str:
     frozen = count(module.reference) if module.reference and module.settings.lora is None else 0
     shared = "a head on the policy's trunk" if module.settings.get("critic") == "shared" else ""
     engine_stays = "gone during the update" if not serving.during_update else "stays during the update"
-    rows: list[tuple[str, str, str]] = [
+    return [
         ("parameters", "", ""),
         ("  policy", f"{count(module.policy):,}", ""),
         *([("  critic", f"{count(module.critic):,}", shared)] if isinstance(module, PPO) else []),
@@ -371,6 +388,13 @@ def table(run: Experiment, machine: Machine, found: Estimate) -> str:
         ("  weights, at the start", gib(run.processes * stored * _loaded(module)), "every process reads them whole"),
         ("  weights, to the engines", gib(run.processes * stored * run.served), "once an iteration"),
         ("  a checkpoint", gib(stored * (3 * learnt + frozen)), "on the disk too"),
+    ]
+
+
+def work_rows(run: Experiment, found: Estimate) -> list[Row]:
+    """Tokens of an episode, work of an iteration, hours of the run."""
+    expected, limits, iterations = found.expected, run.episodes(), run.trainer["max_epochs"] or -1
+    rows: list[Row] = [
         ("tokens of an episode", "", "" if run.has_tokenizer else "no tokenizer: a token a byte, which is the most"),
         ("  first message", f"{expected.prompt:,}", "the longest of a few levels"),
         ("  each later message", f"{expected.message:,}", "the longest of a few levels"),
@@ -396,15 +420,7 @@ def table(run: Experiment, machine: Machine, found: Estimate) -> str:
                 f"{evaluations} × {run.data.validation.levels} levels a variant",
             ),
         ]
-    wide, broad = (max(len(row[column]) for row in rows) for column in (0, 1))
-    lines = [f"{name:{wide}}  {value:>{broad}}  {note}".rstrip() for name, value, note in rows]
-    assumed = (
-        f"assumed: {machine.flops / 1e12:,.4g} TFLOPS of which updates and prompts reach {machine.mfu:.0%}, "
-        f"{machine.bandwidth / 1e9:,.4g} GB/s of which generation reaches {machine.mbu:.0%}; "
-        + (f"{gib(RESERVE)} of a device are for CUDA, NCCL and the engine's own buffers; " if run.on_gpu else "")
-        + "not counted: environments, traffic between devices, checkpoints"
-    )
-    return "\n".join([*lines, "", assumed])
+    return rows
 
 
 def _loaded(module: PolicyGradient) -> int:

@@ -297,7 +297,6 @@ def main(args: Sequence[str]) -> None:
         distances["JSON fields"] = JSONFields()
     alike, unlike = by_hand()
     pairs = [*all_pairs(triplets, options.pairs, options.seed), alike, unlike]
-    paraphrases = [kind.name for kind in pairs if kind.same]
     moves = [(each, last) for each, last in zip(triplets, said_before(triplets), strict=True) if last is not None]
     chosen = [moves[i] for i in np.random.default_rng(options.seed).permutation(len(moves))[: options.pairs]]
     result: dict[str, Any] = {
@@ -316,19 +315,30 @@ def main(args: Sequence[str]) -> None:
         asked = {"model": data.model, "groups": len(predictions), "samples": options.samples}
         result["start_model"] = asked | {"missing": missing, "own_reward": own}
     for name, distance in distances.items():
-        accepted = rates(distance, pairs)
-        found: dict[str, Any] = {"accepted": accepted, "recommended": recommend(accepted, paraphrases)}
-        found["efficacy"] = efficacy(distance, chosen)
-        result["distances"][name] = found
-        if predictions is not None:
-            found["start_model"] = groups(distance, predictions)
-        if isinstance(distance, SentenceEmbedding):
-            found |= {"cut": distance.cut, "longest": distance.longest}
+        result["distances"][name] = measured(distance, pairs, chosen, predictions)
     result["verdict"] = verdict(result)
     out = options.out or path.with_suffix(".calibration.json")
     write_json(out, result)
     print(table(result), flush=True)
     print(f"\nall figures: {out}", flush=True)
+
+
+def measured(
+    distance: Distance,
+    pairs: Sequence[Pairs],
+    moves: Sequence[tuple[Triplet, str]],
+    predictions: Sequence[tuple[Triplet, list[str | None]]] | None,
+) -> dict[str, Any]:
+    """All figures of a distance."""
+    accepted = rates(distance, pairs)
+    alike = [kind.name for kind in pairs if kind.same]
+    found: dict[str, Any] = {"accepted": accepted, "recommended": recommend(accepted, alike)}
+    found["efficacy"] = efficacy(distance, moves)
+    if predictions is not None:
+        found["start_model"] = groups(distance, predictions)
+    if isinstance(distance, SentenceEmbedding):
+        found |= {"cut": distance.cut, "longest": distance.longest}
+    return found
 
 
 def sampled_predictions(
