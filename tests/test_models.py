@@ -15,8 +15,13 @@ from torch import Tensor
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
+    BloomConfig,
+    CohereConfig,
     Gemma2Config,
     GPT2Config,
+    GraniteConfig,
+    Lfm2Config,
+    Llama4TextConfig,
     LlamaConfig,
     PreTrainedModel,
     Qwen2Config,
@@ -25,7 +30,7 @@ from transformers import (
 
 from wmact import models
 from wmact.collate import collate
-from wmact.models import Critic, Policy, load_tokenizer, resolve_model
+from wmact.models import Critic, Policy, load_model, load_tokenizer, resolve_model
 from wmact.types import Batch, Episode
 
 SIZES: dict[str, Any] = {
@@ -45,6 +50,8 @@ CONFIGS = {
     "gpt2": GPT2Config(
         vocab_size=50, n_embd=32, n_layer=2, n_head=4, n_positions=64, resid_pdrop=0.0, embd_pdrop=0.0, attn_pdrop=0.0
     ),
+    "granite": GraniteConfig(**SIZES, num_key_value_heads=2, logits_scaling=8.0),
+    "cohere": CohereConfig(**SIZES, num_key_value_heads=2, logit_scale=0.25),
 }  # fmt: skip
 
 
@@ -383,6 +390,34 @@ def test_a_hub_id_comes_from_the_hub_and_then_from_its_cache(
     with pytest.raises(ValueError, match="model=") as error:
         Policy("tests/other")
     one_line(error, "tests/other", "cannot be loaded")
+
+
+@pytest.mark.parametrize(
+    ("config", "told"),
+    [
+        (BloomConfig(vocab_size=50, hidden_size=32, n_layer=1, n_head=4), "BloomForCausalLM has layers that cannot"),
+        (Lfm2Config(**SIZES | {"head_dim": 8}, layer_types=["conv", "full_attention"]), r"has layers \(conv\) that"),
+        (
+            Llama4TextConfig(**SIZES, num_key_value_heads=2, num_local_experts=2),
+            r"layers \(chunked_attention\) that",
+        ),
+    ],
+)
+def test_a_network_whose_layers_reach_from_one_episode_into_the_next(config: Any, told: str, tmp_path: Path) -> None:
+    config.save_pretrained(tmp_path)
+    with torch.device("meta"), pytest.raises(ValueError, match=told):
+        load_model(str(tmp_path))
+
+
+def test_nothing_is_dropped_that_the_engine_would_not_drop(tmp_path: Path) -> None:
+    config = GPT2Config(vocab_size=50, n_embd=32, n_layer=2, n_head=4, n_positions=64)
+    assert config.resid_pdrop == config.embd_pdrop == config.attn_pdrop == 0.1
+    build(config, "eager").save_pretrained(tmp_path)
+    model = load_model(str(tmp_path))
+    assert model.training
+    rates = [module.p for module in model.modules() if isinstance(module, torch.nn.Dropout)]
+    assert len(rates) > 3
+    assert set(rates) == {0.0}
 
 
 def test_names_that_are_resolved(tmp_path: Path) -> None:

@@ -187,10 +187,12 @@ class RolloutData(L.LightningDataModule):
 
     def teardown(self, stage: str) -> None:
         """Give everything back."""
-        if self.engine is not None:
-            self.engine.close()
-        self._pools.close()
-        self._synced = None
+        try:
+            if self.engine is not None:
+                self.engine.close()
+        finally:
+            self._pools.close()
+            self._synced = None
 
     def on_exception(self, exception: BaseException) -> None:
         """Give everything back: Lightning calls no teardown after an error."""
@@ -250,7 +252,7 @@ class RolloutData(L.LightningDataModule):
         tasks = [self._task(level, sample, TRAINING, iteration) for level in share(levels) for sample in samples]
         started = time.perf_counter()
         self.episodes = self._play(self.env, tasks, self.turn_budget)
-        self._sync().restarting(self._sync().sleep)
+        self._rest()
         (self.rollout_seconds,) = largest([time.perf_counter() - started])
         (sampled,) = total([sum(turn.end - turn.start for e in self.episodes for turn in e.turns)])
         seconds = self.rollout_seconds
@@ -373,6 +375,11 @@ class RolloutData(L.LightningDataModule):
             how = (self.temperature, self.max_logprob_gap, self.seed)
             self._synced = SyncedEngine(self.engine, self.model, self.chat, *how)
         return self._synced
+
+    def _rest(self) -> None:
+        """Let the engine, if there is one, give its memory to the update."""
+        if self._synced is not None:
+            self._synced.restarting(self._synced.sleep)
 
     def _told_to_stop(self) -> bool:
         return bool(self.trainer and self.trainer.received_sigterm) or told_to_stop()

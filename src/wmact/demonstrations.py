@@ -337,12 +337,13 @@ class DemonstrationData(RolloutData):
                 raise ValueError(f"data.worlds.{name}: {world.env.id} has no {needed}() to demonstrate with{way_out}")
 
     def train_dataloader(self) -> Plays:
-        """Fresh demonstrations of levels that come only once."""
+        """Fresh demonstrations of levels drawn at random; where a split has few they come again."""
         self._require_a_share("episodes_a_batch", self.episodes_a_batch)
         return Plays(self.demonstrated_batch, self.batches)
 
     def demonstrated_batch(self) -> Batch:
         """The next levels of the sequence, played by the demonstrator."""
+        self._rest()
         worlds, episodes = list(self.worlds.values()), []
         first, self.cursor = self.cursor, self.cursor + self.episodes_a_batch
         with together():

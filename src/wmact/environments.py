@@ -1,5 +1,6 @@
 """Making environments, and keeping those that are made."""
 
+import itertools
 from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
@@ -90,7 +91,9 @@ class Pools:
         return pool[place]
 
     def close(self) -> None:
-        """Close them all."""
-        for env in (env for pool in self._pools.values() for env in pool):
-            env.close()
-        self._pools = {}
+        """Close them all; one that fails or hangs is given up, and hides no other error."""
+        pools, self._pools = self._pools, {}
+        with suppress(Exception), deadline(self.step_seconds):
+            for env in itertools.chain(*pools.values()):
+                with suppress(Exception):  # a deadline's too, which comes again every second
+                    env.close()

@@ -140,23 +140,38 @@ def load_model(model: str, trust_remote_code: bool = False) -> PreTrainedModel:
     On the meta device it has no weights, and a folder with a config.json is enough.
 
     Raises:
-        ValueError: there is none.
+        ValueError: there is none, or it is of an architecture that cannot read packed batches.
     """
-    folder = resolve_model(model)
-    if torch.get_default_device().type == "meta":
-        with _one_line_errors(model, "its configuration"):
-            config = AutoConfig.from_pretrained(folder, trust_remote_code=trust_remote_code)
-            return AutoModelForCausalLM.from_config(
-                config, dtype=torch.float32, attn_implementation="wmact_packed", trust_remote_code=trust_remote_code
-            ).train()
-    with _one_line_errors(model, "its weights"):
-        loaded = AutoModelForCausalLM.from_pretrained(
-            folder,
-            dtype=torch.float32,  # the weights that are trained; the trainer's precision decides what computes
-            attn_implementation="wmact_packed",
-            trust_remote_code=trust_remote_code,
-        )
+    folder, weightless = resolve_model(model), torch.get_default_device().type == "meta"
+    how: dict[str, Any] = {
+        "dtype": torch.float32,  # the weights that are trained; the trainer's precision decides what computes
+        "attn_implementation": "wmact_packed",
+        "trust_remote_code": trust_remote_code,
+    }
+    with _one_line_errors(model, "its configuration" if weightless else "its weights"):
+        config = AutoConfig.from_pretrained(folder, trust_remote_code=trust_remote_code)
+        text = config.get_text_config()
+        for name, value in text.to_dict().items():
+            if "drop" in name and isinstance(value, float):
+                setattr(text, name, 0.0)  # what is trained is what has played, and the engine drops nothing
+        if weightless:
+            loaded = AutoModelForCausalLM.from_config(config, **how)
+        else:
+            loaded = AutoModelForCausalLM.from_pretrained(folder, config=config, **how)
+    _require_packable(loaded, model)
     return loaded.train()  # it comes in evaluation mode, which checkpoints no gradients, and Lightning leaves it so
+
+
+def _require_packable(lm: PreTrainedModel, model: str) -> None:
+    """Refuse a network in which one episode of a packed row would reach into the next."""
+    kinds = {*(getattr(lm.config.get_text_config(), "layer_types", None) or ())}
+    kinds -= {"full_attention", "sliding_attention"}
+    if kinds or lm._is_stateful or not lm.is_backend_compatible():
+        of = f" ({', '.join(sorted(kinds))})" if kinds else ""
+        raise ValueError(
+            f"model={model!r}: {type(lm).__name__} has layers{of} that cannot be kept to one episode of a packed row; "
+            "take a model whose layers are all ordinary attention"
+        )
 
 
 class Policy(nn.Module):
@@ -209,8 +224,10 @@ class Policy(nn.Module):
         return _hidden_before(self.lm.base_model, batch, batch.token_S)
 
     def _score(self, hidden_SH: Tensor, targets_S: Tensor) -> tuple[Tensor, Tensor]:
-        logits_SV = self.lm.get_output_embeddings()(hidden_SH).float()
-        softcap = getattr(self.lm.config.get_text_config(), "final_logit_softcapping", None)
+        config = self.lm.config.get_text_config()
+        scale = (getattr(config, "logit_scale", None) or 1) / (getattr(config, "logits_scaling", None) or 1)
+        logits_SV = scale * self.lm.get_output_embeddings()(hidden_SH).float()  # scaled in Cohere's and Granite's
+        softcap = getattr(config, "final_logit_softcapping", None)
         if softcap:  # Gemma
             logits_SV = softcap * torch.tanh(logits_SV / softcap)
         log_p_SV = torch.log_softmax(logits_SV / self.temperature, dim=-1)

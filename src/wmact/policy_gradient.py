@@ -30,7 +30,7 @@ class Update:
         old: (S,) log-probabilities under the weights that played, a micro-batch; None: those of the only pass.
         reference: (S,) log-probabilities under the start weights, a micro-batch; None without a KL term.
         figures: sums over this process's micro-batches, each with its share of the batch.
-        norms: what the last optimizer step found.
+        norms: the largest that its optimizer steps found.
     """
 
     parts: list[list[Batch]]
@@ -195,7 +195,8 @@ class PolicyGradient(AgentModule):
                 m += 1
             if update.old is None:
                 self.require_match(played, update.micros, update.count)
-            update.norms = self.apply_gradients()
+            found = self.apply_gradients()
+            update.norms = {name: max(value, update.norms.get(name, 0.0)) for name, value in found.items()}
 
     def finish(self, batch: Batch, update: Update, figures: dict[str, float]) -> None:
         """Log the figures of an update of `batch`, those of all processes; `figures` are more of them."""

@@ -12,6 +12,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from wmact import losses
 from wmact.files import new_folder, require_replaceable
+from wmact.loggers import run_folder
 from wmact.lora import LoRA, adapted
 from wmact.models import Policy, load_tokenizer, resolve_model
 from wmact.module import AgentModule, require_not_negative
@@ -131,7 +132,7 @@ class SFT(AgentModule):
         buffers = dict(lm.named_buffers())
         weights = dict(self.weights()) | {name: whole(b) for name, b in lm.state_dict().items() if name in buffers}
         cfg = self.settings
-        target = Path(cfg.save_to or Path(self.trainer.log_dir or ".") / "model")
+        target = Path(cfg.save_to or (run_folder(self.trainer) or Path()) / "model")
         if self.trainer.is_global_zero and not self.trainer.fast_dev_run:  # type: ignore[attr-defined]
             with new_folder(target, replace=True) as folder:
                 lm.save_pretrained(folder, state_dict=weights)

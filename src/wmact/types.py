@@ -140,7 +140,7 @@ class Batch(NamedTuple):
 
     ids_T: Tensor  # (T,) int64, all tokens of all episodes
     positions_T: Tensor  # (T,) int64, position within the episode
-    starts_E: Tensor  # (E + 1,) int32 on the CPU too: where each episode begins in T; the last entry is T
+    starts_E: Tensor  # (E + 1,) int32: where each episode begins in T; the last entry is T
     token_S: Tensor  # (S,) int64, where each sampled token stands in T
     episode_S: Tensor  # (S,) int64, its episode
     turn_end_S: Tensor  # (S,) bool, the last token of its turn

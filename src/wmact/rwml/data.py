@@ -180,6 +180,7 @@ class NextStateData(PredictionData):
 
     def demonstrated_batch(self) -> Batch:
         """The next triplets, each with what the world said in the model's place."""
+        self._rest()
         first, self.cursor = self.cursor, self.cursor + self.episodes_a_batch
         env = self._pools.one(self.env)
         with together():
