@@ -100,16 +100,17 @@ def test_gradients_are_the_formulas(
     assert module.logged["performance/tokens"] == [44]  # 12 + 7 + 13 + 12
 
 
+@pytest.mark.parametrize("value_coef", [1.0, 0.1])
 def test_a_shared_critic_adds_its_gradient_to_the_trunk(
-    make: Callable[..., Watched], episodes: list[Episode], tiny_model: Path
+    value_coef: float, make: Callable[..., Watched], episodes: list[Episode], tiny_model: Path
 ) -> None:
-    module = make(critic="shared")
+    module = make(critic="shared", value_coef=value_coef)
     fit(module, episodes)
     (step,) = module.steps
     literal = Literal(tiny_model, step.before, episodes, shared=True)
     raw = literal_gae(episodes, literal.values.detach(), 1.0, 1.0)
     loss = -(whitened(raw) * literal.logprobs).sum() / 21
-    loss = loss + 0.5 * ((literal.values - raw - literal.values.detach()) ** 2).sum() / 21
+    loss = loss + value_coef * 0.5 * ((literal.values - raw - literal.values.detach()) ** 2).sum() / 21
     assert_close(step.gradients, literal.gradients(loss))
     assert module.global_step == 1
 

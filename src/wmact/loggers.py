@@ -59,8 +59,8 @@ def run_folder_of(ckpt_path: str | os.PathLike[str] | None) -> Path | None:
 def open_run_folder(loggers: Iterable[Logger], ckpt_path: str | os.PathLike[str] | None = None) -> Path | None:
     """Give all loggers of this file the same run folder; call it once, before the trainer starts.
 
-    The folder is that of the checkpoint, if it is in one (a resumed run), else a new version of the first logger's
-    ``<save_dir>/<name>``, created at once so that no other run takes it.
+    The folder is that of the checkpoint, if it is in one (a resumed run), else a new version of the
+    ``<save_dir>/<name>`` that a logger asks for, created at once so that no other run takes it.
 
     Returns:
         The folder, or None if none of the loggers is of this file.
@@ -74,11 +74,11 @@ def open_run_folder(loggers: Iterable[Logger], ckpt_path: str | os.PathLike[str]
     if not ours:
         return None
     resumed = run_folder_of(ckpt_path)
-    homes = dict.fromkeys(str(Path(logger.root_dir)) for logger in ours)
-    homes.pop(str(Path("runs", "wmact")), None)  # the default: not asked for by anyone
+    asked = [logger for logger in ours if Path(logger.root_dir) != Path("runs", "wmact")] or ours  # not the default
+    homes = dict.fromkeys(str(Path(logger.root_dir)) for logger in asked)
     if len(homes) > 1 and resumed is None:
         raise ValueError(f"loggers of one run in {' and '.join(homes)}: give all of them the same save_dir and name")
-    folder = resumed or _new_folder(ours[0])
+    folder = resumed or _new_folder(asked[0])
     for logger in ours:
         logger.enter(folder, resumed=resumed is not None)
     return folder

@@ -9,6 +9,7 @@ What differs from textbook PPO, and why:
 - The critic is fitted in the very pass that gives the advantages: its loss needs nothing of the policy. With several
   epochs it is fitted once an epoch, on the returns of the first pass.
 - Gradients of policy and critic are clipped each by its own norm, so that a critic far off cannot hold the policy back.
+  With a shared trunk they are one there, and `value_coef` weighs them.
 - With several processes nothing of this changes: each goes through its own episodes, and counts, whitening, gradients
   and figures are those of all (`total`). Only a minibatch is made of other episodes: a share of every process's.
 """
@@ -37,6 +38,7 @@ class PPO(PolicyGradient):
         critic: "separate" network started from the policy's weights (the paper's lineage), or "shared": a value head
             on the policy's trunk, which saves memory but not compute.
         critic_lr: learning rate of the critic.
+        value_coef: weight of the critic's loss on a trunk that it shares with the policy.
         gamma: discount factor a sampled token.
         lam: λ of GAE, a sampled token.
         kwargs: the settings of `PolicyGradient`.
@@ -47,6 +49,7 @@ class PPO(PolicyGradient):
         model: str = "nano",
         critic: Literal["separate", "shared"] = "separate",
         critic_lr: float = 5e-6,
+        value_coef: float = 1.0,
         gamma: float = 1.0,
         lam: float = 1.0,
         **kwargs: Any,
@@ -55,6 +58,7 @@ class PPO(PolicyGradient):
             if not 0 <= share <= 1:
                 raise ValueError(f"{name}={share}: must be between 0 and 1")
         require_not_negative("critic_lr", critic_lr)
+        require_not_negative("value_coef", value_coef)
         super().__init__(model, **kwargs)
 
     def build(self, base: str | PreTrainedModel, lora: LoRA | None) -> None:
@@ -86,7 +90,7 @@ class PPO(PolicyGradient):
                     raw.append(advantages_S)
                     returns.append(returns_S)
                 value_loss, value_stats = losses.value_loss(values_S, returns[m], micro.valid_S, update.count)
-                self.manual_backward(value_loss)
+                self.manual_backward(value_loss * (cfg.value_coef if cfg.critic == "shared" else 1.0))
                 update.add({"value_loss": value_loss} | value_stats, 1 / cfg.epochs)
             if epoch == 0:
                 advantages = whiten(torch.cat(raw), batch.valid_S, total).split([len(each_S) for each_S in raw])

@@ -215,22 +215,8 @@ class Batch(NamedTuple):
 
     def episodes(self, first: int, last: int) -> "Batch":
         """Episodes ``first`` to ``last`` (exclusive) as a batch of their own."""
-        begin, end = int(self.starts_E[first]), int(self.starts_E[last])
-        ends = torch.tensor([begin, end], device=self.token_S.device)
-        (s0, s1), (o0, o1) = (torch.searchsorted(tokens, ends).tolist() for tokens in (self.token_S, self.token_O))
-        return self._replace(
-            ids_T=self.ids_T[begin:end],
-            positions_T=self.positions_T[begin:end],
-            starts_E=self.starts_E[first : last + 1] - begin,
-            token_S=self.token_S[s0:s1] - begin,
-            episode_S=self.episode_S[s0:s1] - first,
-            turn_end_S=self.turn_end_S[s0:s1],
-            rewards_S=self.rewards_S[s0:s1],
-            behaviour_logprobs_S=self.behaviour_logprobs_S[s0:s1],
-            valid_S=self.valid_S[s0:s1],
-            token_O=self.token_O[o0:o1] - begin,
-            group_E=self.group_E[first:last],
-        )
+        number_E = torch.arange(len(self.group_E), device=self.group_E.device)
+        return self.select((first <= number_E) & (number_E < last))
 
     def select(self, kept_E: Tensor) -> "Batch":
         """The episodes that are marked as a batch of their own, or `nothing` where none is."""

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from wmact.callbacks import AdaptiveAnnealing, TurnAnnealing, TurnSchedule, next_turn_budget
+from wmact.callbacks import AdaptiveAnnealing, TurnAnnealing, TurnSchedule
 from wmact.callbacks.annealing import TurnCount
 
 
@@ -30,23 +30,23 @@ from wmact.callbacks.annealing import TurnCount
     ],
 )
 def test_next_turn_budget(turns: list[int], rounding: Any, budget: int) -> None:
-    assert next_turn_budget(turns, 6, rounding) == budget
+    assert TurnCount.of(turns).next_budget(6, rounding) == budget
 
 
 def test_thirds_are_exact() -> None:
     # mean 4/3, max 2: (4/3 + 2) / 2 = 5/3; and mean 10, max 10 of three: 10, where 3.333… · 3 might fall short of it
-    assert next_turn_budget([1, 1, 2], 9, "nearest") == 2
-    assert next_turn_budget([10, 10, 10], 30, "floor") == 10
+    assert TurnCount.of([1, 1, 2]).next_budget(9, "nearest") == 2
+    assert TurnCount.of([10, 10, 10]).next_budget(30, "floor") == 10
 
 
 def test_minimum_is_kept_unless_the_budget_is_below_it() -> None:
-    assert next_turn_budget([1, 1], 6, minimum=3) == 3
-    assert next_turn_budget([1, 1], 2, minimum=3) == 2
+    assert TurnCount.of([1, 1]).next_budget(6, minimum=3) == 3
+    assert TurnCount.of([1, 1]).next_budget(2, minimum=3) == 2
 
 
 @given(st.lists(st.integers(0, 50)), st.integers(1, 50), st.sampled_from(["floor", "nearest", "ceil"]))
 def test_it_never_grows_and_needs_no_list(turns: list[int], budget: int, rounding: Any) -> None:
-    new = next_turn_budget(turns, budget, rounding)
+    new = TurnCount.of(turns).next_budget(budget, rounding)
     assert 1 <= new <= budget
     halves = TurnCount.of(turns[: len(turns) // 2]).plus(TurnCount.of(turns[len(turns) // 2 :]))
     assert halves.next_budget(budget, rounding) == new
@@ -55,7 +55,7 @@ def test_it_never_grows_and_needs_no_list(turns: list[int], budget: int, roundin
 def run_down(rounding: Any, budget: int, updates: int) -> int:
     """An easy environment: of 8 episodes, one takes all turns it may, up to 2, and the others 1."""
     for _ in range(updates):
-        budget = next_turn_budget([min(budget, 2)] + [1] * 7, budget, rounding)
+        budget = TurnCount.of([min(budget, 2)] + [1] * 7).next_budget(budget, rounding)
     return budget
 
 

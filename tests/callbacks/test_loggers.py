@@ -38,6 +38,13 @@ def test_a_new_run_gets_one_new_folder_for_all(tmp_path: Path) -> None:
     assert open_run_folder([CSVLogger(tmp_path)]) is None
 
 
+def test_the_folder_is_the_one_that_a_logger_asks_for(tmp_path: Path) -> None:
+    """The default's is asked for by nobody, even where it comes first."""
+    loggers = [TensorBoard(), CSVMetrics(str(tmp_path), "maze")]
+    assert open_run_folder(loggers) == tmp_path / "maze" / "version_0"
+    assert {Path(logger.log_dir) for logger in loggers} == {tmp_path / "maze" / "version_0"}
+
+
 def test_two_runs_that_start_together_share_nothing(tmp_path: Path) -> None:
     first, second = CSVMetrics(str(tmp_path)), CSVMetrics(str(tmp_path))
     assert first.version == second.version == 0  # both have looked

@@ -6,7 +6,7 @@ counts no episode twice. The hooks of an epoch's end are too late for the first 
 of validation, for both: Lightning then calls `on_train_epoch_end` again on resume, without a batch.
 """
 
-from wmact.callbacks.annealing import AdaptiveAnnealing, TurnAnnealing, TurnSchedule, next_turn_budget
+from wmact.callbacks.annealing import AdaptiveAnnealing, TurnAnnealing, TurnSchedule
 from wmact.callbacks.episodes import EpisodeLog, EpisodeSamples, episode_of, read_episodes
 from wmact.callbacks.progress import IterationProgress
 from wmact.callbacks.rescaling import RewardRescalingLogger
@@ -20,6 +20,5 @@ __all__ = [
     "TurnAnnealing",
     "TurnSchedule",
     "episode_of",
-    "next_turn_budget",
     "read_episodes",
 ]

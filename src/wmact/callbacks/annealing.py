@@ -41,25 +41,19 @@ class TurnCount(NamedTuple):
         return reduce(TurnCount.plus, gather(self))
 
     def next_budget(self, budget: int, rounding: Rounding = "floor", minimum: int = 1) -> int:
-        """`next_turn_budget` of these episodes."""
+        """WMAct's annealing, L_max ← (L̄ + L'_max) / 2, from the turns of every episode since the last update.
+
+        Args:
+            budget: L_max so far. The result is never above it; with no episodes it stays.
+            rounding: "nearest" rounds halves up.
+            minimum: the result is not below it, unless ``budget`` is.
+        """
         if not self.episodes:
             return budget
         # (total / episodes + longest) / 2 as one fraction of integers, so that no rounding error decides a floor
         above, below = self.total + self.longest * self.episodes, 2 * self.episodes
         rounded = {"floor": above // below, "nearest": (2 * above + below) // (2 * below), "ceil": -(-above // below)}
         return min(budget, max(minimum, rounded[rounding]))
-
-
-def next_turn_budget(turns: Sequence[int], budget: int, rounding: Rounding = "floor", minimum: int = 1) -> int:
-    """WMAct's annealing, L_max ← (L̄ + L'_max) / 2, from the turns of every episode since the last update.
-
-    Args:
-        turns: One number an episode. With none the budget stays.
-        budget: L_max so far. The result is never above it.
-        rounding: "nearest" rounds halves up.
-        minimum: The result is not below it, unless ``budget`` is.
-    """
-    return TurnCount.of(turns).next_budget(budget, rounding, minimum)
 
 
 class TurnSchedule(Callback):
