@@ -402,3 +402,14 @@ def test_a_twin_trains(world: str, model: str, small: dict[str, str], tmp_path: 
     said = estimate(twin, H100, sampled=sum(written) / 8, turns=turns).expected
     counted = sum(len(episode["ids"]) for episode in episodes) / 8
     assert said.length == pytest.approx(counted, rel=0.1)  # texts are taken to be as long as the longest of a few
+
+
+def test_with_shards_a_base_is_held_once_for_each_network() -> None:
+    words = of("maze", "--model.lora.r", "16")
+    found = Experiment(words)
+    held = estimate(found, H100).training.weights
+    base, adapters = 8_190_735_360, sum(p.numel() for p in found.module.parameters() if p.requires_grad)
+    assert found.module.reference is None
+    # float32, in 8 shards: the policy's base, and the critic's, which has no output layer
+    assert 4 * (base + adapters) / 8 < held < 4 * (2 * base + adapters) / 8
+    assert held == 4 * sum(sum(p.numel() for p in each.parameters()) for each in found.module.children()) / 8

@@ -198,8 +198,10 @@ def training_memory(run: Experiment) -> Training:
     layers = run.sizes.layers
     recomputed = computing * layers * run.sizes.hidden * run.micro_batch + kept / layers
     as_configured = (recomputed, kept) if module.settings.gradient_checkpointing else (kept, recomputed)
+    # FSDP2 puts every network's shards into memory of their own, those of a base that they share too.
+    held = sum(map(count, module.children())) if run.sharded else count(module)
     return Training(
-        weights=stored * count(module) / shards,
+        weights=stored * held / shards,
         gradients=gradients,
         optimizer=2 * gradients,
         whole=unsharded(module.policy, computing) if run.sharded else 0,

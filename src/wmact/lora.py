@@ -2,7 +2,8 @@
 
 Policy, critic and the reference of the KL term are networks of their own over the parameters of one base: two with
 adapters, the reference without. None is switched on and off, so each can be called, differentiated and checkpointed
-whenever it likes. Engines and exported folders know nothing of adapters: they get weights with the adapters added.
+whenever it likes. (FSDP2 makes shards of its own for each of them, so there the base is in memory once for each.)
+Engines and exported folders know nothing of adapters: they get weights with the adapters added.
 """
 
 import copy
