@@ -377,8 +377,8 @@ class RolloutData(L.LightningDataModule):
         return self._synced
 
     def _rest(self) -> None:
-        """Let the engine, if there is one, give its memory to the update."""
-        if self._synced is not None:
+        """Let the engine, if there is one that is awake, give its memory to the update."""
+        if self._synced is not None and self._synced.version is not None:
             self._synced.restarting(self._synced.sleep)
 
     def _told_to_stop(self) -> bool:

@@ -75,7 +75,8 @@ def require_replaceable(target: Path) -> None:
     """Refuse a place for a model where there is something else than one, which would be lost or mixed with it.
 
     Raises:
-        ValueError: there is a file, or a folder that is not empty and holds no config.json, or holds other folders.
+        ValueError: there is a file, or a folder that is not empty and holds no config.json, or holds folders that
+            are not a tokenizer's.
     """
     if _occupied(target) and not (
         (target / "config.json").is_file()

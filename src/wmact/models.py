@@ -44,7 +44,6 @@ def packed_attention(
     *,
     segments: list[int],
     scaling: float | None = None,
-    dropout: float = 0.0,
     **kwargs: Any,
 ) -> tuple[Tensor, None]:
     """Causal attention within each of the segments that lie end to end in one row.
@@ -66,7 +65,7 @@ def packed_attention(
         raise ValueError(f"an episode of {max(lengths)} tokens exceeds the model's sliding window of {window}")
     grouped = query.size(1) != key.size(1)
     parts = [
-        scaled_dot_product_attention(q, k, v, is_causal=True, scale=scaling, dropout_p=dropout, enable_gqa=grouped)
+        scaled_dot_product_attention(q, k, v, is_causal=True, scale=scaling, enable_gqa=grouped)
         for q, k, v in zip(*(x.split(lengths, dim=2) for x in (query, key, value)), strict=True)
     ]
     return torch.cat(parts, dim=2).transpose(1, 2), None
@@ -134,27 +133,31 @@ def load_tokenizer(
     return tokenizer
 
 
-def load_model(model: str, trust_remote_code: bool = False) -> PreTrainedModel:
+def load_model(model: str, trust_remote_code: bool = False, from_scratch: bool = False) -> PreTrainedModel:
     """Load a causal language model that reads packed batches, in training mode, from a model folder or hub id.
 
     On the meta device it has no weights, and a folder with a config.json is enough.
 
+    Args:
+        from_scratch: take its configuration only, and draw weights from torch's global generator.
+
     Raises:
         ValueError: there is none, or it is of an architecture that cannot read packed batches.
     """
-    folder, weightless = resolve_model(model), torch.get_default_device().type == "meta"
+    folder = resolve_model(model)
+    config_only = from_scratch or torch.get_default_device().type == "meta"
     how: dict[str, Any] = {
         "dtype": torch.float32,  # the weights that are trained; the trainer's precision decides what computes
         "attn_implementation": "wmact_packed",
         "trust_remote_code": trust_remote_code,
     }
-    with _one_line_errors(model, "its configuration" if weightless else "its weights"):
+    with _one_line_errors(model, "its configuration" if config_only else "its weights"):
         config = AutoConfig.from_pretrained(folder, trust_remote_code=trust_remote_code)
         text = config.get_text_config()
         for name, value in text.to_dict().items():
             if "drop" in name and isinstance(value, float):
                 setattr(text, name, 0.0)  # what is trained is what has played, and the engine drops nothing
-        if weightless:
+        if config_only:
             loaded = AutoModelForCausalLM.from_config(config, **how)
         else:
             loaded = AutoModelForCausalLM.from_pretrained(folder, config=config, **how)

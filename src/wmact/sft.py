@@ -8,13 +8,12 @@ import math
 from pathlib import Path
 
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM
 
 from wmact import losses
 from wmact.files import new_folder, require_replaceable
 from wmact.loggers import run_folder
 from wmact.lora import LoRA, adapted
-from wmact.models import Policy, load_tokenizer, resolve_model
+from wmact.models import Policy, load_model, load_tokenizer
 from wmact.module import AgentModule, require_not_negative
 from wmact.processes import total, whole
 from wmact.types import Batch
@@ -81,11 +80,8 @@ class SFT(AgentModule):
         self.save_hyperparameters()
         base = self.load_base(model, lora, trust_remote_code)
         if from_scratch:
-            config = AutoConfig.from_pretrained(resolve_model(model), trust_remote_code=trust_remote_code)
-            lm = AutoModelForCausalLM.from_config(config, attn_implementation="wmact_packed", dtype=torch.float32)
-            self.policy = Policy(lm, temperature, gradient_checkpointing)
-        else:
-            self.policy = Policy(adapted(base, lora), temperature, gradient_checkpointing, trust_remote_code)
+            base = load_model(model, trust_remote_code, from_scratch)
+        self.policy = Policy(adapted(base, lora), temperature, gradient_checkpointing, trust_remote_code)
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
         """AdamW.

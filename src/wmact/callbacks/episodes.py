@@ -204,9 +204,8 @@ class EpisodeSamples(Callback):
         """Write this iteration's samples."""
         boards = [logger for logger in trainer.loggers if isinstance(logger, TensorBoard)]
         if boards and trainer.is_global_zero and trainer.current_epoch % self.every == 0:
-            step = (
-                trainer.fit_loop.total_batch_idx
-            )  # as the curves; TensorBoard drops what comes after a step it goes back to
+            # The curves' steps: TensorBoard drops what comes after a step that it goes back to.
+            step = trainer.fit_loop.total_batch_idx
             for tag, episode in samples(rollouts(trainer).episodes).items():
                 boards[0].log_text(f"episodes/{tag}", view.markdown(view.transcript(episode)), step)
 
