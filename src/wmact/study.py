@@ -86,7 +86,7 @@ class Run:
         """
         if trained := self.trained():
             return ["test", *_checkpoint(trained)]
-        raise ValueError(f"no checkpoints/last.ckpt in {self.folder}: ModelCheckpoint must have save_last: true")
+        raise ValueError(f"no checkpoints/last.ckpt in {self.folder}: it needs wmact.callbacks.LastCheckpoint")
 
     def check(self, results: Results, where: Path) -> None:
         """Refuse to go on with, or to keep, what was started with other words.

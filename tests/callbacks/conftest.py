@@ -68,6 +68,7 @@ class Module(LightningModule):
 
     def training_step(self, batch: torch.Tensor, batch_idx: int) -> None:
         self.log("train/iteration", float(self.trainer.current_epoch))
+        self.optimizers().zero_grad()  # type: ignore[union-attr]
         self.manual_backward(self.weight.sum())
         self.optimizers().step()  # type: ignore[union-attr]
 

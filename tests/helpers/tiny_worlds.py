@@ -124,12 +124,11 @@ def settings(model: str, runs: Path, **changes: Any) -> dict[str, Any]:
     """The configuration of a run: 4 iterations of 2 levels × 2 samples, annealed every 2; `changes` go into data."""
     world = {"id": "tiny_worlds:tiny/Doors-v0"}
     logs = {"save_dir": str(runs), "name": "doors"}
-    checkpoint = {"save_last": True, "save_on_train_epoch_end": True, "enable_version_counter": False}
     callbacks: list[dict[str, Any]] = [
         {"class_path": "wmact.callbacks.RewardRescalingLogger"},
         {"class_path": "wmact.callbacks.EpisodeLog"},
         {"class_path": "wmact.callbacks.IterationProgress"},
-        {"class_path": "lightning.pytorch.callbacks.ModelCheckpoint", "init_args": checkpoint},
+        {"class_path": "wmact.callbacks.LastCheckpoint"},
     ]
     return {
         "seed_everything": 1,

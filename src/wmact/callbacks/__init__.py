@@ -10,12 +10,14 @@ from wmact.callbacks.annealing import AdaptiveAnnealing, TurnAnnealing, TurnSche
 from wmact.callbacks.episodes import EpisodeLog, EpisodeSamples, episode_of, read_episodes
 from wmact.callbacks.progress import IterationProgress
 from wmact.callbacks.rescaling import RewardRescalingLogger
+from wmact.callbacks.saving import LastCheckpoint
 
 __all__ = [
     "AdaptiveAnnealing",
     "EpisodeLog",
     "EpisodeSamples",
     "IterationProgress",
+    "LastCheckpoint",
     "RewardRescalingLogger",
     "TurnAnnealing",
     "TurnSchedule",
