@@ -131,9 +131,6 @@ class CLI(LightningCLI):
             check_checkpoint(ckpt_path, self.model)
         if type(self.trainer.strategy.checkpoint_io) is TorchCheckpointIO:
             self.trainer.strategy.checkpoint_io = AtomicCheckpointIO()
-        if self.trainer.fast_dev_run:  # type: ignore[attr-defined]
-            for callback in self.trainer.checkpoint_callbacks:  # Lightning would still write last.ckpt, here and now
-                callback.save_last = False  # type: ignore[attr-defined]
         if self.subcommand is not None:
             self.folder = open_run_folder(self.trainer.loggers, ckpt_path if self.subcommand == "fit" else None)
         if self.folder and self.trainer.is_global_zero:

@@ -10,7 +10,7 @@ class LastCheckpoint(ModelCheckpoint):
     """Keep ``<run folder>/checkpoints/last.ckpt``: the state after the newest iteration, or one of the newest.
 
     Lightning's own writes a second file of the same each time that it keeps a last.ckpt, and nothing of the iterations
-    after the last multiple of its interval. To keep more than the newest, add a `ModelCheckpoint` with a dirpath.
+    after the last multiple of its interval. To keep older states too, add a `ModelCheckpoint`.
 
     Args:
         every: iterations from one writing to the next. The last iteration is written whatever its number.
