@@ -8,6 +8,7 @@ import json
 import os
 import re
 import signal
+from collections.abc import Sequence
 from operator import attrgetter
 from pathlib import Path
 from typing import Any
@@ -23,10 +24,12 @@ from wmact.engines import Completion, EngineFailed, TransformersEngine
 from wmact.loggers import read_metrics
 from wmact.rollout import Task
 from wmact.rwml import collect, prediction
+from wmact.rwml import filter as rwml_filter
 from wmact.rwml.collect import Recorder, record
-from wmact.rwml.offline import read_data, read_prediction_data
-from wmact.rwml.triplets import read_triplets
+from wmact.rwml.offline import predict, read_data, read_prediction_data
+from wmact.rwml.triplets import Triplet, read_triplets
 from wmact.terms import read_terms
+from wmact.types import Episode
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 
@@ -243,6 +246,7 @@ def test_trained_calibrated_filtered_and_evaluated(folder: Path, capsys: pytest.
     with pytest.raises(SystemExit):
         run(*words[:-1], 0, "--out", out)
     assert "triplets are too easy" in capsys.readouterr().err
+    counted_in_parts(words, folder, kept.triplets, capsys)
 
     before = folder / "runs" / "doors" / "version_1"
     run("fit", "--config", folder / "rwml.yaml", "--data.triplets", out)
@@ -262,6 +266,37 @@ def test_trained_calibrated_filtered_and_evaluated(folder: Path, capsys: pytest.
     trained_on = read_prediction_data(["--config", str(folder / "rwml.yaml"), *map(str, model)])
     assert terms.envs[0].kwargs["told"] == trained_on.env.kwargs["told"]
     assert not terms.tell_rules  # else the instructions of acting would stand around it
+
+
+def counted_in_parts(
+    words: list[Any], folder: Path, kept: tuple[Triplet, ...], capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A filter that is stopped goes on with the next triplets; another --keep counts nothing anew."""
+    out, asked = folder / "parts.jsonl", list[Sequence[int]]()
+
+    def stopping(data: Any, levels: Sequence[int], samples: int) -> list[Episode]:
+        asked.append(levels)
+        if len(asked) == 3:
+            raise KeyboardInterrupt
+        return predict(data, levels, samples)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(rwml_filter, "BLOCK", 5)
+        patch.setattr(rwml_filter, "predict", stopping)
+        with pytest.raises(SystemExit, match="130"):
+            run(*words, "--out", out)
+        run(*words, "--out", out)
+        assert read_triplets(out).triplets == kept
+        number = read_triplets(out).provenance["too_easy"]
+        assert asked == [range(i, min(i + 5, number)) for i in (0, 5, 10, *range(10, number, 5))]
+        del asked[:]
+        run(*words[:-1], 1, "--out", out)
+        assert not asked
+    assert len(read_triplets(out).triplets) > len(kept)
+    capsys.readouterr()
+    with pytest.raises(SystemExit):
+        run(*words, "--out", out, "--samples", 3)
+    assert f"{out}.right.json was counted with other samples: give another --out" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

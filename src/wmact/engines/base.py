@@ -118,6 +118,12 @@ def context_length(config: Any, max_model_len: int | None) -> int:
     return max_model_len or limit
 
 
+def require_idle(in_flight: int) -> None:
+    """Raise RuntimeError if so many requests, more than none, are in flight."""
+    if in_flight:
+        raise RuntimeError(f"{in_flight} requests are in flight; abort() them first")
+
+
 def check_request(request: Request, max_model_len: int, vocab_size: int, in_flight: Iterable[int]) -> None:
     """Raise ValueError for a request that no engine could serve."""
     room = max(max_model_len - len(request.prompt_ids), 0)

@@ -11,7 +11,16 @@ from typing import Any, Literal
 
 import torch
 
-from .base import Completion, Request, check_request, check_sampling, check_sizes, context_length, match_weights
+from .base import (
+    Completion,
+    Request,
+    check_request,
+    check_sampling,
+    check_sizes,
+    context_length,
+    match_weights,
+    require_idle,
+)
 from .process import preserve_rng
 
 READ_AT_ONCE = 8192  # tokens of prompts, padding included, in one forward pass: bounds its memory
@@ -144,16 +153,14 @@ class TransformersEngine:
 
     def load_weights(self, weights: Iterable[tuple[str, torch.Tensor]]) -> None:
         self._check_started()
-        if in_flight := len(self._waiting + self._running):
-            raise RuntimeError(f"{in_flight} requests are in flight; abort() them first")
+        require_idle(len(self._waiting + self._running))
         parameters = dict(self._model.named_parameters())
         for name, tensor in match_weights(weights, self._model):
             parameters[name].copy_(tensor)
         self._forget()
 
     def sleep(self) -> None:
-        if in_flight := len(self._waiting + self._running):
-            raise RuntimeError(f"{in_flight} requests are in flight; abort() them first")
+        require_idle(len(self._waiting + self._running))
         self._forget()
 
     def close(self) -> None:

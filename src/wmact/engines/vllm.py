@@ -27,6 +27,7 @@ from .base import (
     check_sizes,
     context_length,
     match_weights,
+    require_idle,
 )
 from .process import guest, preserve_environment, preserve_rng
 
@@ -237,8 +238,7 @@ class VLLMEngine:
 
     def load_weights(self, weights: Iterable[tuple[str, torch.Tensor]]) -> None:
         self._check_alive()
-        if self._in_flight:
-            raise RuntimeError(f"{len(self._in_flight)} requests are in flight; abort() them first")
+        require_idle(len(self._in_flight))
         matched = match_weights(weights, self._skeleton)
         with self._call():
             if self._asleep:  # room for keys and values only after what the reload needs has been given back
@@ -256,8 +256,7 @@ class VLLMEngine:
         if not self.sleep_mode or self._asleep or self._llm is None:
             return
         self._check_alive()
-        if self._in_flight:
-            raise RuntimeError(f"{len(self._in_flight)} requests are in flight; abort() them first")
+        require_idle(len(self._in_flight))
         with self._call():
             self._llm.sleep(level=2)  # 1 would keep the weights in the CPU's memory; new ones come anyway
         self._asleep = True

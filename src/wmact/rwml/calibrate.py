@@ -35,7 +35,7 @@ from wmact.files import new_file
 from wmact.rwml.data import PredictionData
 from wmact.rwml.distances import BUNDLED, Distance, Exact, JSONFields, RougeL, SentenceEmbedding, ServedEmbedding
 from wmact.rwml.nearmiss import GROSS, NEAR_MISSES, Pairs, all_pairs, by_hand, said_before
-from wmact.rwml.offline import predict, provenance, read_prediction_data, training_env
+from wmact.rwml.offline import closing_engine, predict, provenance, read_prediction_data, training_env
 from wmact.rwml.state import agree, as_json, entities
 from wmact.rwml.triplets import Triplet, read_triplets
 from wmact.view import columns
@@ -350,7 +350,8 @@ def sampled_predictions(
         Triplets with their predictions; and of the configuration's own reward, the mean and the share of groups without
         variance, NaN where no reward can be had.
     """
-    episodes = predict(data, levels, samples)
+    with closing_engine(data):
+        episodes = predict(data, levels, samples)
     judged = data.judge(data.env, episodes)
     own = {name: judged[name].total / (judged[name].number or math.nan) for name in ("reward", "zero_variance")}
     texts = [episode.actions[0].text if episode.actions else None for episode in episodes]

@@ -6,14 +6,25 @@ Every triplet that would be trained on is predicted --samples times by the model
 --right times or more is kept with the probability --keep (RWML's "too easy"); which, is decided by its own hash, so the
 same command writes the same rows. Triplets of held-out games and of other kinds are kept as they are: what is evaluated
 stays comparable. Every option that is not listed below is one of `fit`.
+
+How many predictions of each triplet are right is kept beside FILE, in FILE.right.json, as it is counted: a command that
+was stopped goes on from there, and one with another --right or --keep samples nothing anew.
 """
 
+import hashlib
+import json
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from wmact.commands import CommandParser
-from wmact.rwml.offline import predict, provenance, read_prediction_data, training_env
+from wmact.files import new_file
+from wmact.rwml.data import PredictionData
+from wmact.rwml.offline import closing_engine, predict, provenance, read_prediction_data, training_env
 from wmact.rwml.triplets import Triplet, drawn, read_triplets, write_triplets
+from wmact.study_file import fingerprint, weights
+
+BLOCK = 100  # triplets that are sampled and judged at a time
 
 
 def lucky(triplet: Triplet, seed: int, keep: float) -> bool:
@@ -21,11 +32,52 @@ def lucky(triplet: Triplet, seed: int, keep: float) -> bool:
     return drawn(f"{seed} {triplet.digest}", keep)
 
 
+def count_right(data: PredictionData, samples: int, words: Sequence[str], path: Path) -> list[int]:
+    """Sample predictions of every triplet that is trained on, and count the right ones.
+
+    Args:
+        words: the arguments that `data` was made from.
+        path: file of what is counted, from which it goes on.
+
+    Raises:
+        ValueError: the file holds counts of something else.
+        OSError: predictions have no reward.
+    """
+    triplets = training_env(data).triplets
+    digests = hashlib.sha256("".join(triplet.digest for triplet in triplets).encode()).hexdigest()
+    of = {"settings": fingerprint(words), "weights": weights(words), "triplets": digests, "samples": samples}
+    right = _counted(path, of)
+    with closing_engine(data):
+        while len(right) < len(triplets):
+            levels = range(len(right), min(len(right) + BLOCK, len(triplets)))
+            episodes = predict(data, levels, samples)
+            data.judge(data.env, episodes)
+            if errors := [episode.fault for episode in episodes if episode.error]:
+                raise OSError(f"{len(errors)} of {len(episodes)} predictions have no reward: {errors[0]}")
+            solved = [episode.success for episode in episodes]
+            right += [sum(solved[i : i + samples]) for i in range(0, len(solved), samples)]
+            with new_file(path) as file:
+                file.write(json.dumps({"of": of, "right": right}).encode())
+            print(f"{len(right)} of {len(triplets)} triplets predicted", flush=True)
+    return right
+
+
+def _counted(path: Path, of: dict[str, Any]) -> list[int]:
+    if not path.is_file():
+        return []
+    before = json.loads(path.read_text())
+    if before["of"] != of:
+        changed = ", ".join(key for key in of if before["of"][key] != of[key])
+        raise ValueError(f"{path} was counted with other {changed}: give another --out, or remove it")
+    right: list[int] = before["right"]
+    return right
+
+
 def main(args: Sequence[str]) -> None:
     """Write a file without most of what is too easy.
 
     Raises:
-        ValueError: the experiment is none of RWML, or nothing would be left to train on.
+        ValueError: the experiment is none of RWML, nothing would be left to train on, or something else was counted.
         OSError: a file cannot be read or written, or a server does not answer.
     """
     parser = CommandParser("filter", __doc__)
@@ -39,20 +91,13 @@ def main(args: Sequence[str]) -> None:
     if not 0 <= options.keep <= 1:
         parser.error(f"--keep {options.keep}: a probability, from 0 to 1")
     data = read_prediction_data(words)
-    env = training_env(data)
-    levels = range(len(env.triplets))
-    episodes = predict(data, levels, options.samples, lambda n: print(f"{n} predictions", flush=True))
-    data.judge(data.env, episodes)
-    errors = [episode.fault for episode in episodes if episode.error]
-    if errors:
-        raise OSError(f"{len(errors)} of {len(episodes)} predictions have no reward: {errors[0]}")
-    n = options.samples
-    right = [sum(episode.success for episode in episodes[n * level : n * (level + 1)]) for level in levels]
-    easy = {env.triplets[level] for level in levels if right[level] >= options.right}
+    right = count_right(data, options.samples, words, options.out.with_name(f"{options.out.name}.right.json"))
+    triplets = training_env(data).triplets
+    easy = {triplet for triplet, n in zip(triplets, right, strict=True) if n >= options.right}
     whole = read_triplets(data.triplets)
     kept = [each for each in whole.triplets if each not in easy or lucky(each, data.seed, options.keep)]
     dropped = len(whole.triplets) - len(kept)
-    if dropped == len(env.triplets):
+    if dropped == len(triplets):
         raise ValueError(f"all {dropped} triplets are too easy: there is nothing to learn; raise --right or --keep")
     about = provenance(
         "filter",
@@ -60,17 +105,17 @@ def main(args: Sequence[str]) -> None:
         rules=whole.provenance.get("rules", {}),
         model=data.model,
         seed=data.seed,
-        samples=n,
+        samples=options.samples,
         right=options.right,
         keep=options.keep,
         too_easy=len(easy),
         dropped=dropped,
-        triplets_by_right_samples=[right.count(k) for k in range(n + 1)],
+        triplets_by_right_samples=[right.count(k) for k in range(options.samples + 1)],
         filtered=whole.provenance,
     )
     write_triplets(options.out, about, kept)
     print(
-        f"{options.out}: {len(kept)} triplets; of {len(env.triplets)} to train on {len(easy)} are too easy, of which "
+        f"{options.out}: {len(kept)} triplets; of {len(triplets)} to train on {len(easy)} are too easy, of which "
         f"{dropped} are left out",
         flush=True,
     )

@@ -2,7 +2,8 @@
 
 import datetime
 import shlex
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import gymnasium
@@ -74,17 +75,21 @@ def by_model(
     return episodes
 
 
-def predict(
-    data: PredictionData, levels: Sequence[int], samples: int, told: Callable[[int], None] = lambda done: None
-) -> list[Episode]:
+def predict(data: PredictionData, levels: Sequence[int], samples: int) -> list[Episode]:
     """Sample predictions of triplets that are trained on; `data.judge` can be asked what they are worth.
 
     Returns:
-        The samples of each level in a row.
+        The samples of each level in a row. The engine stays open.
     """
     tasks = [data.prediction_task(level, sample) for level in levels for sample in range(samples)]
+    return by_model(data, data.prediction_envs(len(tasks)), tasks)
+
+
+@contextmanager
+def closing_engine(data: RolloutData) -> Iterator[None]:
+    """Close the engine, if one was started, however the block ends."""
     try:
-        return by_model(data, data.prediction_envs(len(tasks)), tasks, told)
+        yield
     finally:
         if data.engine is not None:
             data.engine.close()
