@@ -103,6 +103,10 @@ def test_a_batch_holds_every_level_samples_times_in_a_row(model: str, tmp_path: 
     assert groups == [group for group in groups[::4] for _ in range(4)]
     assert len(set(groups)) == 3
     assert len({episode.seed for episode in episodes}) == 12  # the samples of a level are not each other's copies
+    took = run.trainer.callback_metrics
+    in_envs = sum(episode.env_seconds for episode in episodes)
+    assert float(took["performance/env_seconds"]) == pytest.approx(in_envs, rel=1e-6)
+    assert 0 < in_envs < float(took["performance/rollout_seconds"])
 
 
 def test_how_many_play_at_once_changes_nothing(model: str, tmp_path: Path) -> None:

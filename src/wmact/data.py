@@ -152,7 +152,6 @@ class RolloutData(L.LightningDataModule):
         self.episodes: list[Episode] = []
         self.performance: dict[str, float] = {}
         self.figures: dict[str, float] = {}  # of what `judge` finds out about a training batch
-        self.rollout_seconds = 0.0
         self._pools = Pools(limits.step_seconds)
         self._synced: SyncedEngine | None = None
 
@@ -253,10 +252,14 @@ class RolloutData(L.LightningDataModule):
         started = time.perf_counter()
         self.episodes = self._play(self.env, tasks, self.turn_budget)
         self._rest()
-        (self.rollout_seconds,) = largest([time.perf_counter() - started])
+        in_envs = sum(episode.env_seconds for episode in self.episodes)
+        seconds, in_envs = largest([time.perf_counter() - started, in_envs])
         (sampled,) = total([sum(turn.end - turn.start for e in self.episodes for turn in e.turns)])
-        seconds = self.rollout_seconds
-        self.performance = {"rollout_seconds": seconds, "tokens_per_second": sampled / seconds}
+        self.performance = {
+            "rollout_seconds": seconds,
+            "env_seconds": in_envs,  # of the rollout's
+            "tokens_per_second": sampled / seconds,
+        }
         with together():
             judged = self.judge(self.env, self.episodes)
         self.figures = {name: mean.total / mean.number for name, mean in merged(judged).items() if mean.number}

@@ -223,6 +223,7 @@ class Player:
         """Around other people's code and what it returned: whatever goes wrong there ends that episode only."""
         if self.stop():
             raise RolloutInterrupted
+        started = time.perf_counter()
         try:
             with deadline(self.limits.step_seconds, self.stop):
                 yield
@@ -230,6 +231,8 @@ class Player:
             raise
         except Exception as error:
             raise EnvironmentFault from error
+        finally:
+            self.episode.env_seconds += time.perf_counter() - started
 
     @contextmanager
     def failing(self) -> Iterator[None]:

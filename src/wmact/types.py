@@ -59,6 +59,7 @@ class Episode:
     optimal_length: least number of actions that solve the level; 0 if the environment does not tell.
     category: kind of level, of which success is told apart; "" if the environment does not tell.
     baseline_success: an agent that does nothing solves the level; None if the environment does not tell.
+    env_seconds: time spent in the environment. The same episode may take another time, so it is in no comparison.
     """
 
     env: str
@@ -78,6 +79,7 @@ class Episode:
     reward: float = 0.0
     stop_reason: StopReason | None = None
     error: str | None = None
+    env_seconds: float = field(default=0.0, compare=False)
 
     @property
     def success(self) -> bool:
