@@ -503,7 +503,7 @@ def test_an_environment_that_fails_ends_its_own_episode(
     worlds = {name: World(spec, walkthrough=Walkthrough(**NANOS)) for name, spec in (("a", whole), ("b", broken))}
     made = data(worlds=worlds, max_error_share=0.4)
     before = [made._pools.one(spec) for spec in (whole, broken)]
-    batch = made.demonstrated_batch()
+    batch = made.shown_batch()
     assert [episode.stop_reason for episode in made.episodes] == ["solved", "error", "solved"]
     assert made.episodes[1].fault == "RuntimeError: hinge 0 is stuck"
     assert len(batch.group_E) == 2
@@ -513,7 +513,7 @@ def test_an_environment_that_fails_ends_its_own_episode(
     with pytest.raises(
         TrainingStopped, match=r"^1 of 3 episodes ended in an error: 1 × RuntimeError: hinge 0 is stuck"
     ):
-        strict.demonstrated_batch()
+        strict.shown_batch()
 
 
 @pytest.mark.parametrize("how", [Walkthrough(), None], ids=["walkthrough", "explorer"])
@@ -568,7 +568,7 @@ def test_the_context_is_the_models(data: Callable[..., DemonstrationData]) -> No
 def test_limits_that_leave_nothing_to_learn_from(data: Callable[..., DemonstrationData]) -> None:
     made = data(worlds={"doors": World(DOORS, walkthrough=Walkthrough(**NANOS))}, limits=Limits(turn_tokens=3))
     with pytest.raises(ValueError, match=r"^none of 3 episodes holds a token to train on; they ended as 3 × turn_tok"):
-        made.demonstrated_batch()
+        made.shown_batch()
 
 
 def test_a_world_that_cannot_be_demonstrated_so(tiny_model: Path) -> None:
@@ -602,7 +602,7 @@ def test_a_walkthrough_of_a_task_earns_its_reward(domain: str, levels: int, tmp_
         tell_rules=False,
     )
     made.setup("fit")
-    batch = made.demonstrated_batch()
+    batch = made.shown_batch()
     env: Any = spec.make().unwrapped
     for episode in made.episodes:
         env.reset(options={"level": episode.level})

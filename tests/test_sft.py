@@ -83,17 +83,17 @@ def test_a_run_that_is_given_more_epochs_and_another_rate(config: str, rates: li
 def test_a_resumed_run_equals_an_uninterrupted_one(
     config: str, rates: list[float], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    batch = DemonstrationData.demonstrated_batch
+    batch = DemonstrationData.shown_batch
 
     def stop(self: DemonstrationData) -> Any:
         if self._trainer().current_epoch == 1:
             raise RolloutInterrupted
         return batch(self)
 
-    monkeypatch.setattr(DemonstrationData, "demonstrated_batch", stop)
+    monkeypatch.setattr(DemonstrationData, "shown_batch", stop)
     assert run("fit", "--config", config) == 143
     assert len(rates) == 3
-    monkeypatch.setattr(DemonstrationData, "demonstrated_batch", batch)
+    monkeypatch.setattr(DemonstrationData, "shown_batch", batch)
     assert run(*RESUMED) == 0
     assert run("fit", "--config", config) == 0
     assert rates[:6] == rates[6:]

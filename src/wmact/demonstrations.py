@@ -301,30 +301,53 @@ def play_demonstration(world: World, player: Player, max_turns: int, context: in
     return episode
 
 
-class DemonstrationData(RolloutData):
-    """Batches of demonstrations for supervised training; evaluation is that of `RolloutData`.
+class ShownData(RolloutData):
+    """Batches of episodes that the model is shown, for supervised training; evaluation is as without.
+
+    Args:
+        batches: batches an epoch.
+        episodes_a_batch: episodes a batch, of all processes together.
+        rollout: everything else is passed on.
+    """
+
+    def __init__(self, batches: int = 100, episodes_a_batch: int = 32, **rollout: Any) -> None:
+        super().__init__(**rollout)
+        self.batches, self.episodes_a_batch = batches, episodes_a_batch
+
+    def train_dataloader(self) -> Plays:
+        """The next episodes of an endless sequence."""
+        self._require_a_share("episodes_a_batch", self.episodes_a_batch)
+        return Plays(self.shown_batch, self.batches)
+
+    def shown_batch(self) -> Batch:
+        """The next episodes of the sequence."""
+        self._rest()
+        first, self.cursor = self.cursor, self.cursor + self.episodes_a_batch
+        with together():
+            self.episodes = [self.shown(number) for number in share(range(first, self.cursor))]
+        return self._packed()
+
+    def shown(self, number: int) -> Episode:
+        """Return an episode of the sequence, by its number."""
+        raise NotImplementedError
+
+
+class DemonstrationData(ShownData):
+    """Batches of demonstrations, of levels drawn at random; where a split has few they come again.
 
     The limits and the model's context are a demonstrator's as they are a model's: a reply that is over them ends its
     episode, and is not learnt from. Neither is an episode in which the environment failed.
 
     Args:
         worlds: what is demonstrated, by name; every batch has episodes of each in turn.
-        batches: batches an epoch.
-        episodes_a_batch: demonstrated episodes a batch, of all processes together.
-        rollout: everything else is passed on to `RolloutData`.
+        rollout: everything else is passed on to `ShownData` and `RolloutData`.
     """
 
-    def __init__(
-        self,
-        worlds: dict[str, World],
-        batches: int = 100,
-        episodes_a_batch: int = 32,
-        **rollout: Any,
-    ) -> None:
+    def __init__(self, worlds: dict[str, World], **rollout: Any) -> None:
         if not worlds:
             raise ValueError("data.worlds={}: give at least one environment to demonstrate")
         super().__init__(env=next(iter(worlds.values())).env, **rollout)
-        self.worlds, self.batches, self.episodes_a_batch = worlds, batches, episodes_a_batch
+        self.worlds = worlds
 
     def setup(self, stage: str) -> None:
         """Check the demonstrated environments too."""
@@ -336,28 +359,16 @@ class DemonstrationData(RolloutData):
             if not hasattr(env.unwrapped, needed):
                 raise ValueError(f"data.worlds.{name}: {world.env.id} has no {needed}() to demonstrate with{way_out}")
 
-    def train_dataloader(self) -> Plays:
-        """Fresh demonstrations of levels drawn at random; where a split has few they come again."""
-        self._require_a_share("episodes_a_batch", self.episodes_a_batch)
-        return Plays(self.demonstrated_batch, self.batches)
-
-    def demonstrated_batch(self) -> Batch:
-        """The next levels of the sequence, played by the demonstrator."""
-        self._rest()
-        worlds, episodes = list(self.worlds.values()), []
-        first, self.cursor = self.cursor, self.cursor + self.episodes_a_batch
-        with together():
-            for number in share(range(first, self.cursor)):
-                world = worlds[number % len(worlds)]
-                env = self._pools.one(world.env)
-                level, seed = np.random.SeedSequence([self.seed, number]).generate_state(2).tolist()
-                level %= getattr(env.unwrapped, "num_levels", None) or 2**31
-                turns = 1 + seed % self.max_turns  # of all lengths: a board told again and again teaches little
-                turns = self.max_turns if world.walkthrough else turns
-                task = Task(level, 0, seed)
-                player = Player(env, task, self.chat, self.limits, self.tell_rules, self._told_to_stop)
-                episodes.append(episode := play_demonstration(world, player, turns, self.context))
-                if episode.error:
-                    self._pools.renewed(world.env, env)
-        self.episodes = episodes
-        return self._packed()
+    def shown(self, number: int) -> Episode:
+        """A level, played by the demonstrator."""
+        world = list(self.worlds.values())[number % len(self.worlds)]
+        env = self._pools.one(world.env)
+        level, seed = np.random.SeedSequence([self.seed, number]).generate_state(2).tolist()
+        level %= getattr(env.unwrapped, "num_levels", None) or 2**31
+        turns = 1 + seed % self.max_turns  # of all lengths: a board told again and again teaches little
+        turns = self.max_turns if world.walkthrough else turns
+        player = Player(env, Task(level, 0, seed), self.chat, self.limits, self.tell_rules, self._told_to_stop)
+        episode = play_demonstration(world, player, turns, self.context)
+        if episode.error:
+            self._pools.renewed(world.env, env)
+        return episode

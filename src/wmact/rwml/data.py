@@ -12,16 +12,17 @@ from typing import Any
 import gymnasium
 import numpy as np
 
-from wmact.data import Plays, RolloutData
+from wmact.data import RolloutData
+from wmact.demonstrations import ShownData
 from wmact.environments import EnvSpec, Variant
-from wmact.processes import place, share, together
+from wmact.processes import place
 from wmact.rollout import Player, Task
 from wmact.rwml import prediction
 from wmact.rwml.env import ID, PredictionEnv
 from wmact.rwml.rewards import Reward
 from wmact.rwml.state import entities, same, states
 from wmact.rwml.triplets import Triplet
-from wmact.types import Batch, Episode, Mean
+from wmact.types import Episode, Mean
 
 OFFLINE = 2  # marks the random streams of calibration and filter, beside those of training and evaluation
 HELD_OUT = Variant(kwargs={"part": "held_out"})
@@ -159,35 +160,23 @@ def figures(found: list[tuple[Episode, Triplet, str | None]]) -> dict[str, Mean]
     }
 
 
-class NextStateData(PredictionData):
+class NextStateData(ShownData, PredictionData):
     """Batches of true next states in the form of predictions, for supervised training; evaluated as `PredictionData`.
 
+    A triplet comes again only after all others.
+
     Args:
-        batches: batches an epoch.
-        episodes_a_batch: triplets a batch, of all processes together; each comes again only after all others.
         thought: what stands as the thought of every one; empty: no thought.
-        rollout: everything else is passed on to `PredictionData`.
+        rollout: everything else is passed on to `ShownData` and `PredictionData`.
     """
 
-    def __init__(self, batches: int = 100, episodes_a_batch: int = 32, thought: str = "", **rollout: Any) -> None:
+    def __init__(self, thought: str = "", **rollout: Any) -> None:
         super().__init__(**rollout)
-        self.batches, self.episodes_a_batch, self.thought = batches, episodes_a_batch, thought
+        self.thought = thought
 
-    def train_dataloader(self) -> Plays:
-        """The next triplets of the sequence."""
-        self._require_a_share("episodes_a_batch", self.episodes_a_batch)
-        return Plays(self.demonstrated_batch, self.batches)
-
-    def demonstrated_batch(self) -> Batch:
-        """The next triplets, each with what the world said in the model's place."""
-        self._rest()
-        first, self.cursor = self.cursor, self.cursor + self.episodes_a_batch
-        env = self._pools.one(self.env)
-        with together():
-            self.episodes = [self._shown(env, number) for number in share(range(first, self.cursor))]
-        return self._packed()
-
-    def _shown(self, env: Any, number: int) -> Episode:
+    def shown(self, number: int) -> Episode:
+        """A triplet, with what the world said in the model's place."""
+        env: Any = self._pools.one(self.env)
         triplets = env.unwrapped.triplets
         again, place = divmod(number, len(triplets))
         level = int(np.random.default_rng([self.seed, again]).permutation(len(triplets))[place])
