@@ -280,6 +280,28 @@ def test_a_dry_run_of_the_papers_settings(world: str, capsys: pytest.CaptureFixt
     assert "7,615,616,512" in capsys.readouterr().out
 
 
+@pytest.fixture(scope="module")
+def triplets(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """A file of them, of mazes."""
+    file = str(tmp_path_factory.mktemp("triplets") / "maze.jsonl")
+    cli.main(["collect", "--config", MAZE, "--out", file, "--source", "random", "--episodes", "30"])
+    return file
+
+
+@pytest.mark.parametrize("stage", ["rwml", "policy"])
+def test_a_dry_run_of_rwmls_settings(stage: str, triplets: str, capsys: pytest.CaptureFixture[str]) -> None:
+    if stage == "policy":
+        pytest.importorskip("alfworld", reason="the extra alfworld is not installed")
+    words = ["--config", str(PAPER / f"alfworld_{stage}_qwen3_8b.yaml")]
+    words += ["--data.triplets", triplets] if stage == "rwml" else []
+    for model, parameters in {QWEN3: "8,190,735,360", QWEN25: "7,615,616,512"}.items():
+        assert run(*words, "--model.model", model) == 0
+        told = [" ".join(line.split()) for line in capsys.readouterr().out.splitlines()]
+        assert f"policy {parameters}" in told
+        assert f"reference {parameters} for the KL term" in told
+        assert told[-1] == "fits"
+
+
 def test_what_does_not_fit(capsys: pytest.CaptureFixture[str]) -> None:
     def told(*more: str) -> list[str]:
         assert run(*of("maze", *more)) == 1
@@ -376,23 +398,34 @@ def test_a_twin_differs_in_size_only(world: str, capsys: pytest.CaptureFixture[s
     }
 
 
-@pytest.mark.parametrize(("world", "model"), [("maze", "nano"), ("sokoban", "qwen3"), ("taxi", "qwen25")])
-def test_a_twin_trains(world: str, model: str, small: dict[str, str], tmp_path: Path) -> None:
-    """Two processes, weights in shards, bfloat16; and the estimate of its tokens against what it counted."""
-    files = ("--config", str(PAPER / f"{world}_qwen3_8b.yaml"), "--config", str(PAPER / "tiny.yaml"))
-    settings = [*files, "--model.model", small.get(model, model)]
+def trained(world: str, settings: list[str], folder: Path) -> list[dict[str, Any]]:
+    """Train a twin with two processes; return the episodes that it has trained on."""
     loggers = yaml.safe_load((PAPER / f"{world}_qwen3_8b.yaml").read_text())["trainer"]["logger"]
     for logger in loggers:
-        logger["init_args"]["save_dir"] = str(tmp_path / "runs")
+        logger["init_args"]["save_dir"] = str(folder / "runs")
     words = ["fit", *settings, "--trainer.logger", json.dumps(loggers)]
-    group = ranks.Group(tmp_path / "group", ranks.run, (words,), (words,))
+    group = ranks.Group(folder / "group", ranks.run, (words,), (words,))
     assert group.codes() == [0, 0], group.printed()
-    folder = tmp_path / "runs" / f"{world}_qwen3_8b" / "version_0"
-    assert (folder / "checkpoints" / "last.ckpt").is_file()
-    files = folder.glob("episodes*.jsonl")  # of each process
+    run_folder = folder / "runs" / f"{world}_qwen3_8b" / "version_0"
+    assert (run_folder / "checkpoints" / "last.ckpt").is_file()
+    files = run_folder.glob("episodes*.jsonl")  # of each process
     episodes = [json.loads(line) for file in files for line in file.read_text().splitlines()]
     episodes = [episode for episode in episodes if episode["variant"] is None]  # not those of evaluations
     assert len(episodes) == 8  # two iterations of two levels × two samples
+    return episodes
+
+
+def twin_of(world: str, model: str) -> list[str]:
+    """The words for a twin."""
+    files = ("--config", str(PAPER / f"{world}_qwen3_8b.yaml"), "--config", str(PAPER / "tiny.yaml"))
+    return [*files, "--model.model", model]
+
+
+@pytest.mark.parametrize(("world", "model"), [("maze", "nano"), ("sokoban", "qwen3"), ("taxi", "qwen25")])
+def test_a_twin_trains(world: str, model: str, small: dict[str, str], tmp_path: Path) -> None:
+    """Two processes, weights in shards, bfloat16; and the estimate of its tokens against what it counted."""
+    settings = twin_of(world, small.get(model, model))
+    episodes = trained(world, settings, tmp_path)
     written = [sum(turn["end"] - turn["start"] for turn in episode["turns"]) for episode in episodes]
     twin = Experiment(settings)
     limits = twin.episodes()
@@ -402,6 +435,16 @@ def test_a_twin_trains(world: str, model: str, small: dict[str, str], tmp_path: 
     said = estimate(twin, H100, sampled=sum(written) / 8, turns=turns).expected
     counted = sum(len(episode["ids"]) for episode in episodes) / 8
     assert said.length == pytest.approx(counted, rel=0.1)  # texts are taken to be as long as the longest of a few
+
+
+def test_the_twin_of_rwml_trains(triplets: str, tmp_path: Path) -> None:
+    """As above, on triplets of mazes; the embedder would be behind an endpoint."""
+    settings = [*twin_of("alfworld_rwml", "nano"), "--data.triplets", triplets]
+    settings += ["--data.limits.turn_tokens", "160", "--data.limits.episode_tokens", "160", "--data.tag", "action"]
+    settings += ["--data.reward.distance", "wmact.rwml.RougeL", "--data.reward.threshold", "0.8"]
+    episodes = trained("alfworld_rwml", settings, tmp_path)
+    assert {episode["env"] for episode in episodes} == {"wmact/Prediction-v0"}
+    assert {episode["reward"] for episode in episodes} == {0.0, 1.0}
 
 
 def test_with_shards_a_base_is_held_once_for_each_network() -> None:

@@ -56,11 +56,12 @@ class Data(LightningDataModule):
 
 
 class Module(LightningModule):
-    """One weight, one optimizer step an iteration."""
+    """One weight, one optimizer step an iteration, or none."""
 
-    def __init__(self) -> None:
+    def __init__(self, steps: bool = True) -> None:
         super().__init__()
         self.automatic_optimization = False
+        self.steps = steps
         self.weight = torch.nn.Parameter(torch.ones(1))
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
@@ -70,7 +71,8 @@ class Module(LightningModule):
         self.log("train/iteration", float(self.trainer.current_epoch))
         self.optimizers().zero_grad()  # type: ignore[union-attr]
         self.manual_backward(self.weight.sum())
-        self.optimizers().step()  # type: ignore[union-attr]
+        if self.steps:
+            self.optimizers().step()  # type: ignore[union-attr]
 
     def validation_step(self, batch: torch.Tensor, batch_idx: int) -> None:
         pass
@@ -115,6 +117,7 @@ def fit(tmp_path: Path) -> Callable[..., Run]:
         ckpt_path: Path | None = None,
         checkpoints: Path = tmp_path / "checkpoints",
         save_after_validation: bool = False,
+        steps: bool = True,
         **kwargs: Any,
     ) -> Run:
         seen, data = Seen(), Data(plan, turn_budget)
@@ -126,7 +129,7 @@ def fit(tmp_path: Path) -> Callable[..., Run]:
         trainer = Trainer(
             max_epochs=iterations, logger=loggers, callbacks=[*callbacks, seen, saves], **(settings | kwargs)
         )
-        trainer.fit(Module(), datamodule=data, ckpt_path=ckpt_path)
+        trainer.fit(Module(steps), datamodule=data, ckpt_path=ckpt_path)
         return Run(trainer, data, seen)
 
     return run

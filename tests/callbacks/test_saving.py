@@ -80,3 +80,14 @@ def test_a_run_goes_on_from_its_end_as_if_it_had_not_stopped(
 def test_an_interval_is_a_number_of_iterations(every: Any) -> None:
     with pytest.raises(ValueError, match=f"every={every!r}: give an integer of at least 1"):
         LastCheckpoint(every)
+
+
+def test_iterations_that_took_no_step_are_kept_too(train: Callable[..., Any], make_episode: Callable[..., Any]) -> None:
+    """Their episodes have been counted."""
+    settings = {"plan": lambda i, _: [make_episode(10 - i)], "turn_budget": 12, "steps": False}
+    whole, _, _ = train(6, folder="whole", **settings)
+    _, steps, half = train(3, **settings)
+    assert steps == [0]
+    assert torch.load(half, weights_only=False)["epoch"] == 2
+    resumed, _, _ = train(6, ckpt_path=half, **settings)
+    assert resumed.data.budgets == whole.data.budgets[3:]

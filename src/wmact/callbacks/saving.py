@@ -9,22 +9,33 @@ from wmact.callbacks.common import at_least
 class LastCheckpoint(ModelCheckpoint):
     """Keep ``<run folder>/checkpoints/last.ckpt``: the state after the newest iteration, or one of the newest.
 
-    Lightning's own writes a second file of the same each time that it keeps a last.ckpt, and nothing of the iterations
-    after the last multiple of its interval. To keep older states too, add a `ModelCheckpoint`.
+    Lightning's own, told to keep a last.ckpt, writes a second file of the same each time, nothing of the iterations
+    after the last multiple of its interval, and nothing of one that took no step. To keep older states too, add a
+    `ModelCheckpoint`.
 
     Args:
         every: iterations from one writing to the next. The last iteration is written whatever its number.
     """
 
     def __init__(self, every: int = 1) -> None:
-        super().__init__(
-            filename="last",
-            every_n_epochs=at_least(1, every=every),
-            save_on_train_epoch_end=True,  # before a validation, which takes long and changes nothing
-            enable_version_counter=False,  # else a run that was moved goes on in last-v1.ckpt, beside an old last.ckpt
-        )
+        # With a version counter a run that was moved would go on in last-v1.ckpt, beside an old last.ckpt.
+        super().__init__(filename="last", every_n_epochs=at_least(1, every=every), enable_version_counter=False)
+        self._written: int | None = None  # after which batch
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Write, if it is time: before a validation, which takes long and changes nothing."""
+        if (trainer.current_epoch + 1) % (self.every_n_epochs or 1) == 0:
+            self._write(trainer)
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """It has been written."""
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Write what the interval has left over."""
-        if not self._should_skip_saving_checkpoint(trainer):  # among other things: it is written already
+        if self._written != trainer.fit_loop.total_batch_idx:
+            self._write(trainer)
+
+    def _write(self, trainer: Trainer) -> None:
+        if not trainer.fast_dev_run:  # type: ignore[attr-defined]
             self._save_topk_checkpoint(trainer, self._monitor_candidates(trainer))
+            self._written = trainer.fit_loop.total_batch_idx
