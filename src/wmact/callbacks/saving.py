@@ -19,7 +19,9 @@ class LastCheckpoint(ModelCheckpoint):
 
     def __init__(self, every: int = 1) -> None:
         # With a version counter a run that was moved would go on in last-v1.ckpt, beside an old last.ckpt.
-        super().__init__(filename="last", every_n_epochs=at_least(1, every=every), enable_version_counter=False)
+        super().__init__(
+            save_top_k=0, save_last=True, every_n_epochs=at_least(1, every=every), enable_version_counter=False
+        )
         self._written: int | None = None  # after which batch
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -37,5 +39,5 @@ class LastCheckpoint(ModelCheckpoint):
 
     def _write(self, trainer: Trainer) -> None:
         if not trainer.fast_dev_run:  # type: ignore[attr-defined]
-            self._save_topk_checkpoint(trainer, self._monitor_candidates(trainer))
+            self._save_last_checkpoint(trainer, self._monitor_candidates(trainer))
             self._written = trainer.fit_loop.total_batch_idx
