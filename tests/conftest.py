@@ -8,11 +8,14 @@ import pytest
 import torch
 
 from episodes import make_episode
+from wmact import cli
 from wmact.engines.base import Completion, Request, check_request
 from wmact.nano import build_model, build_tokenizer
 from wmact.types import Episode
 
 torch.set_num_threads(1)
+
+ROOT = Path(__file__).resolve().parent.parent
 
 Script = Callable[[Request], "str | Completion"]
 
@@ -22,6 +25,14 @@ def alone(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """In a folder of its own, as if called from a shell."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "argv", ["wmact"])
+
+
+@pytest.fixture(scope="session")
+def triplets(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """A file of them, of mazes."""
+    file, maze = tmp_path_factory.mktemp("triplets") / "maze.jsonl", ROOT / "configs" / "maze.yaml"
+    cli.main(["collect", "--config", str(maze), "--out", str(file), "--source", "random", "--episodes", "30"])
+    return str(file)
 
 
 @pytest.fixture(scope="session")

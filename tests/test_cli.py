@@ -65,14 +65,6 @@ def doors(tmp_path: Path, model: str) -> str:
 
 
 @pytest.fixture(scope="module")
-def triplets(tmp_path_factory: pytest.TempPathFactory) -> str:
-    """A file of them, of mazes."""
-    file = str(tmp_path_factory.mktemp("triplets") / "maze.jsonl")
-    cli.main(["collect", "--config", MAZE, "--out", file, "--source", "random", "--episodes", "30"])
-    return file
-
-
-@pytest.fixture(scope="module")
 def finished(tmp_path_factory: pytest.TempPathFactory, model: str) -> Path:
     """The folder of a run that is done; nobody writes to it."""
     folder = tmp_path_factory.mktemp("finished")

@@ -280,14 +280,6 @@ def test_a_dry_run_of_the_papers_settings(world: str, capsys: pytest.CaptureFixt
     assert "7,615,616,512" in capsys.readouterr().out
 
 
-@pytest.fixture(scope="module")
-def triplets(tmp_path_factory: pytest.TempPathFactory) -> str:
-    """A file of them, of mazes."""
-    file = str(tmp_path_factory.mktemp("triplets") / "maze.jsonl")
-    cli.main(["collect", "--config", MAZE, "--out", file, "--source", "random", "--episodes", "30"])
-    return file
-
-
 @pytest.mark.parametrize("stage", ["rwml", "policy"])
 def test_a_dry_run_of_rwmls_settings(stage: str, triplets: str, capsys: pytest.CaptureFixture[str]) -> None:
     if stage == "policy":

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Mapping
 from functools import lru_cache
 
 import numpy as np
@@ -33,13 +33,15 @@ def listed(walls: Walls, **things: Iterable[Cell]) -> str:
 
     Walls are told although they follow from the rest: to find a thing is easier than to find that it is absent.
     """
-    lists = (" ".join([word, *map(told, cells)]) for word, cells in things.items())
-    return " ".join([_board(walls.tobytes(), walls.shape), *lists])
+    return " ".join([_board(walls.tobytes(), walls.shape), *_lists(things)])
 
 
 @lru_cache(maxsize=1024)
 def _board(walls: bytes, shape: tuple[int, int]) -> str:
     """The part that no action changes: most of the text, and of the time to make it."""
     inner = np.frombuffer(walls, bool).reshape(shape)[1:-1, 1:-1]
-    lists = {"wall": np.argwhere(inner) + 1, "open": np.argwhere(~inner) + 1}
-    return " ".join(" ".join([word, *map(told, cells.tolist())]) for word, cells in lists.items())
+    return " ".join(_lists({"wall": np.argwhere(inner) + 1, "open": np.argwhere(~inner) + 1}))
+
+
+def _lists(things: Mapping[str, Iterable[Cell]]) -> Iterator[str]:
+    return (" ".join([word, *map(told, cells)]) for word, cells in things.items())

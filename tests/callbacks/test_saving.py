@@ -73,7 +73,7 @@ def test_a_run_goes_on_from_its_end_as_if_it_had_not_stopped(
     assert [file.name for file in path.parent.iterdir()] == ["last.ckpt"]
     ends = [torch.load(each, weights_only=False) for each in (end, path)]
     for part in ("state_dict", "optimizer_states", "Data", "global_step", "epoch"):
-        assert ends[0].get(part) == ends[1].get(part), part
+        assert ends[0][part] == ends[1][part], part
 
 
 @pytest.mark.parametrize("every", [0, -1, 1.5, True, None])

@@ -297,6 +297,11 @@ def counted_in_parts(
     with pytest.raises(SystemExit):
         run(*words, "--out", out, "--samples", 3)
     assert f"{out}.right.json was counted with other samples: give another --out" in capsys.readouterr().err
+    for damaged in ("half a fi", "[1, 2]", '{"of": {}, "right": []}'):
+        Path(f"{out}.right.json").write_text(damaged)
+        with pytest.raises(SystemExit):
+            run(*words, "--out", out)
+        assert f"{out}.right.json holds no counts of `filter`: give another --out" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

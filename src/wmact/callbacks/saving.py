@@ -18,19 +18,15 @@ class LastCheckpoint(ModelCheckpoint):
     """
 
     def __init__(self, every: int = 1) -> None:
+        self.every = at_least(1, every=every)
         # With a version counter a run that was moved would go on in last-v1.ckpt, beside an old last.ckpt.
-        super().__init__(
-            save_top_k=0, save_last=True, every_n_epochs=at_least(1, every=every), enable_version_counter=False
-        )
+        super().__init__(save_top_k=0, save_last=True, save_on_train_epoch_end=True, enable_version_counter=False)
         self._written: int | None = None  # after which batch
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Write, if it is time: before a validation, which takes long and changes nothing."""
-        if (trainer.current_epoch + 1) % (self.every_n_epochs or 1) == 0:
+        if (trainer.current_epoch + 1) % self.every == 0:
             self._write(trainer)
-
-    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """It has been written."""
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Write what the interval has left over."""

@@ -31,7 +31,7 @@ from wmact.demonstrations import at_random
 from wmact.endpoint import Messages, OneByOne
 from wmact.engines import Completion, Request
 from wmact.rollout import Limits, Task, play
-from wmact.rwml.offline import by_model, provenance, read_data
+from wmact.rwml.offline import by_model, closing_engine, provenance, read_data
 from wmact.rwml.triplets import Said, Source, Triplet, feedback, read_triplets, write_triplets
 from wmact.types import Episode
 
@@ -229,10 +229,9 @@ def record(
                 play_pass(data, recorders, left, played, lambda n: told(f"{n} of {episodes}"), save)
             before += len(some)
     finally:
-        for recorder in recorders:
-            recorder.close()
-        if data.engine is not None:
-            data.engine.close()
+        with closing_engine(data):
+            for recorder in recorders:
+                recorder.close()
     return played
 
 

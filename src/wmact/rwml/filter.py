@@ -14,6 +14,7 @@ was stopped goes on from there, and one with another --right or --keep samples n
 import hashlib
 import json
 from collections.abc import Sequence
+from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
@@ -44,8 +45,9 @@ def count_right(data: PredictionData, samples: int, words: Sequence[str], path: 
         OSError: predictions have no reward.
     """
     triplets = training_env(data).triplets
-    digests = hashlib.sha256("".join(triplet.digest for triplet in triplets).encode()).hexdigest()
-    of = {"settings": fingerprint(words), "weights": weights(words), "triplets": digests, "samples": samples}
+    told = json.dumps([(triplet.digest, triplet.next) for triplet in triplets])
+    asked = {"settings": fingerprint(words), "weights": weights(words), "samples": samples}
+    of = asked | {"triplets": hashlib.sha256(told.encode()).hexdigest()}
     right = _counted(path, of)
     with closing_engine(data):
         while len(right) < len(triplets):
@@ -65,12 +67,14 @@ def count_right(data: PredictionData, samples: int, words: Sequence[str], path: 
 def _counted(path: Path, of: dict[str, Any]) -> list[int]:
     if not path.is_file():
         return []
-    before = json.loads(path.read_text())
-    if before["of"] != of:
-        changed = ", ".join(key for key in of if before["of"][key] != of[key])
+    try:
+        before, right = itemgetter("of", "right")(json.loads(path.read_text()))
+        changed = ", ".join(key for key in of if before[key] != of[key])
+    except (ValueError, LookupError, TypeError):
+        raise ValueError(f"{path} holds no counts of `filter`: give another --out, or remove it") from None
+    if changed:
         raise ValueError(f"{path} was counted with other {changed}: give another --out, or remove it")
-    right: list[int] = before["right"]
-    return right
+    return list(right)
 
 
 def main(args: Sequence[str]) -> None:
