@@ -447,7 +447,9 @@ def test_bad_input(args: tuple[str, ...], told: str, pauses: list[float], capsys
 
 
 @pytest.mark.parametrize(
-    ("model", "env"), [("nano", "wmact/Maze-v0"), ("nano-sokoban", "wmact/SokobanOneBox-v0")], ids=BUNDLED
+    ("model", "env"),
+    [("nano", "wmact/Maze-v0"), ("nano-maze", "wmact/Maze-v0"), ("nano-sokoban", "wmact/SokobanOneBox-v0")],
+    ids=BUNDLED,
 )
 def test_a_bundled_model_plays_as_it_was_trained(model: str, env: str, capsys: pytest.CaptureFixture[str]) -> None:
     warm_start = ROOT / "configs" / "warmstart" / f"{model.removeprefix('nano-')}.yaml"

@@ -31,7 +31,7 @@ from wmact.types import Batch
 
 LOGIT_BUDGET = 2**24  # entries of logits in memory at once: 64 MiB in float32
 ASSETS = Path(__file__).parent / "assets"
-BUNDLED = {name: ASSETS / name for name in ("nano", "nano-sokoban")}
+BUNDLED = {name: ASSETS / name for name in ("nano", "nano-maze", "nano-sokoban")}
 TEMPLATES = {"plain": ASSETS / "plain.jinja"}
 
 
