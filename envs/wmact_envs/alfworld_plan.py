@@ -159,7 +159,8 @@ def search(task: Task, house: House, looked_at: Collection[str], lot: Callable[[
         walk = Walk(house)
         walk.reach_into(receptacle)
         unlikely = not any((house.kinds[receptacle], kind) in house.contains for kind in wanted)
-        looks += [(unlikely, lot(receptacle), walk.commands)] if walk.commands else []
+        # Where it stands already, with nothing to open, it has not looked at this one: two can share a place.
+        looks.append((unlikely, lot(receptacle), walk.commands or [f"examine {house.names[receptacle]}"]))
     return min(looks)[-1] if looks else None
 
 

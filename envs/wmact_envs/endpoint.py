@@ -100,7 +100,7 @@ class Endpoint:
         if name is None or name not in models:
             some = ", ".join(list(models)[:5]) or "none"
             asked = "several models or none" if name is None else f"no model {name!r}"
-            raise ValueError(f"{self.url} serves {asked}; give --model one of those it has: {some}")
+            raise ValueError(f"{self.url} serves {asked}; name one that it has: {some}")
         return models[name]
 
 

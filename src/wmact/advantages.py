@@ -85,7 +85,7 @@ def group_relative(rewards_E: Tensor, group_E: Tensor, scale: bool = True, eps: 
         (E,) advantages; 0 throughout a group whose rewards are all equal, and for a group of one.
     """
     centred_E, std_E, _ = group_moments(rewards_E, group_E)
-    return torch.where(std_E <= eps, 0.0, centred_E / (std_E + eps) if scale else centred_E)
+    return torch.where(std_E <= eps, 0.0, centred_E / (std_E + eps) if scale else centred_E).float()
 
 
 def has_contrast(rewards_E: Tensor, group_E: Tensor, eps: float = 1e-6) -> Tensor:
@@ -95,7 +95,11 @@ def has_contrast(rewards_E: Tensor, group_E: Tensor, eps: float = 1e-6) -> Tenso
 
 
 def group_moments(rewards_E: Tensor, group_E: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Reward minus the mean of its group, the group's standard deviation, and its size; each (E,) float32."""
+    """Reward minus the mean of its group, the group's standard deviation, and its size; each (E,).
+
+    In float64, where the mean of equal rewards is that reward; in float32 it can be off by more than they may differ.
+    """
+    rewards_E = rewards_E.double()
     _, index_E = torch.unique(group_E, return_inverse=True)
     groups = int(index_E.max()) + 1
     count = rewards_E.new_zeros(groups).scatter_add_(0, index_E, torch.ones_like(rewards_E))

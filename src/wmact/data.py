@@ -153,6 +153,7 @@ class RolloutData(L.LightningDataModule):
         self.performance: dict[str, float] = {}
         self.figures: dict[str, float] = {}  # of what `judge` finds out about a training batch
         self._pools = Pools(limits.step_seconds)
+        self._questions: dict[str, list[world_model.Question]] = {}
         self._synced: SyncedEngine | None = None
 
     # What Lightning asks for
@@ -263,11 +264,15 @@ class RolloutData(L.LightningDataModule):
         with together():
             judged = self.judge(self.env, self.episodes)
         self.figures = {name: mean.total / mean.number for name, mean in merged(judged).items() if mean.number}
-        for episode in self.episodes:
+        self._reward(self.episodes)
+        return self._packed(version)
+
+    def _reward(self, episodes: list[Episode]) -> None:
+        """Give each turn its reward; in an evaluation it is for those who read the episodes."""
+        for episode in episodes:
             shaped = rewards.shape(episode, rescale=self.rescale, step_penalty=self.step_penalty)
             for turn, reward in zip(episode.turns, shaped, strict=True):
                 turn.reward = reward
-        return self._packed(version)
 
     def _packed(self, version: int = 0) -> Batch:
         """The episodes as a batch, without those that ended in an error.
@@ -301,6 +306,7 @@ class RolloutData(L.LightningDataModule):
         episodes = self._play(spec, tasks, longest)
         with together():
             known = self.judge(spec, episodes)
+        self._reward(episodes)
         if how.world_model:
             known |= self._ask_about_the_world(variant, spec, episodes, mine)
         everywhere = gather({episode.category for episode in episodes} - {""})
@@ -319,7 +325,8 @@ class RolloutData(L.LightningDataModule):
                 )
             rules = protocol.instructions(env.rules, env.action_names, env.example_actions) if self.tell_rules else None
             tally = world_model.read_thoughts(env, episodes)
-            asked = world_model.questions(env, levels)
+            key = repr((spec, levels))  # an evaluation asks what the one before has asked
+            asked = self._questions[key] = self._questions.get(key) or world_model.questions(env, levels)
             prompts = [world_model.ask(self.chat, question, rules) for question in asked]
         for question, reply in zip(asked, self._sync().restarting(lambda: self._complete(prompts)), strict=True):
             tally += world_model.mark(question, reply)

@@ -50,9 +50,8 @@ GIB = 2**30
 LEVELS = 8  # whose texts are read
 MARKUP = 16  # tokens that a chat template puts around a message, where there is no template to look at
 RESERVE = 5 * GIB  # of a GPU, for what is not counted: CUDA, NCCL, the engine's own buffers, fragmentation
-BYTES = {"32-true": (4, 4), "bf16-mixed": (4, 2), "bf16-true": (2, 2)}
-"""Precision of the trainer → bytes of a weight that is trained, and of one that computes."""
-DTYPES = {4: torch.float32, 2: torch.bfloat16}
+STORED = 4  # bytes of a weight that is trained
+COMPUTING = {"32-true": torch.float32, "bf16-mixed": torch.bfloat16}  # by the trainer's precision
 
 
 # The experiment
@@ -79,8 +78,8 @@ class Experiment:
         self.module, self.engine = module, engine
         self.on_gpu = self.trainer["accelerator"] != "cpu"
         self.precision = self.trainer["precision"] or "32-true"
-        if self.precision not in BYTES:
-            raise ValueError(f"trainer.precision={self.precision!r}: estimate knows {', '.join(BYTES)}")
+        if self.precision not in COMPUTING:
+            raise ValueError(f"trainer.precision={self.precision}: use {' or '.join(COMPUTING)}")
         strategy = self.trainer["strategy"]
         self.sharded = isinstance(strategy, FSDP2)
         if not self.sharded and strategy not in ("auto", "ddp"):
@@ -185,15 +184,15 @@ class Training(NamedTuple):
 def training_memory(run: Experiment) -> Training:
     """Of weights that are trained by AdamW with its two averages."""
     module, trunk = run.module, run.module.policy.lm.base_model
-    stored, computing = BYTES[run.precision]
+    computing = COMPUTING[run.precision].itemsize
     shards = run.processes if run.sharded else 1
-    gradients = stored * count_trainable(module) / shards
+    gradients = STORED * count_trainable(module) / shards
     if run.precision == "bf16-mixed" and not run.sharded:
         # Autocast lowers single operations: told is the most, as if all were float32 and every matrix had its copy.
         kept = activations(module.policy, run.micro_batch, torch.float32) + computing * matrices(trunk)
-        computing = stored
+        computing = STORED
     else:
-        kept = activations(module.policy, run.micro_batch, DTYPES[computing])
+        kept = activations(module.policy, run.micro_batch, COMPUTING[run.precision])
     # What goes into each layer, and one layer at a time (Chen et al. 2016, arXiv 1604.06174, section 4).
     layers = run.sizes.layers
     recomputed = computing * layers * run.sizes.hidden * run.micro_batch + kept / layers
@@ -201,7 +200,7 @@ def training_memory(run: Experiment) -> Training:
     # FSDP2 puts every network's shards into memory of their own, those of a base that they share too.
     held = sum(map(count, module.children())) if run.sharded else count(module)
     return Training(
-        weights=stored * held / shards,
+        weights=STORED * held / shards,
         gradients=gradients,
         optimizer=2 * gradients,
         whole=unsharded(module.policy, computing) if run.sharded else 0,
@@ -359,7 +358,6 @@ def memory_rows(run: Experiment, machine: Machine, found: Estimate) -> list[Row]
     checkpointing = "without" if module.settings.gradient_checkpointing else "with"
     kv_token = sizes.kv_bytes(serving.itemsize)
     cut = f"in {run.processes} shards" if run.sharded else "whole on each device"
-    stored = BYTES[run.precision][0]
     learnt = count_trainable(module)
     frozen = count(module.reference) if module.reference and module.settings.lora is None else 0
     shared = "a head on the policy's trunk" if module.settings.get("critic") == "shared" else ""
@@ -387,9 +385,9 @@ def memory_rows(run: Experiment, machine: Machine, found: Estimate) -> list[Row]
         ("  at most, update", gib(found.update_peak), ""),
         *([("  at most, engine's device", gib(serving.awake), "")] if serving.apart else []),
         ("memory of the host", "", "all processes together"),
-        ("  weights, at the start", gib(run.processes * stored * _loaded(module)), "every process reads them whole"),
-        ("  weights, to the engines", gib(run.processes * stored * run.served), "once an iteration"),
-        ("  a checkpoint", gib(stored * (3 * learnt + frozen)), "on the disk too"),
+        ("  weights, at the start", gib(run.processes * STORED * _loaded(module)), "every process reads them whole"),
+        ("  weights, to the engines", gib(run.processes * STORED * run.served), "once an iteration"),
+        ("  a checkpoint", gib(STORED * (3 * learnt + frozen)), "on the disk too"),
     ]
 
 

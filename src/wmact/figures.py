@@ -1,5 +1,6 @@
 """The figures of a study, drawn from its results: for its report and for notebooks."""
 
+import itertools
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -16,14 +17,18 @@ if TYPE_CHECKING:
 
 SERIES = (("single_turn", 1, -0.12), ("multi_turn", None, 0.12))
 """Success in one turn and within L_max: its name, the budget for `Outcomes.success`, how far aside it is drawn."""
+LIGHT = ["#aec7e8", "#ffbb78", "#98df8a", "#ff9896", "#c5b0d5", "#c49c94", "#f7b6d2", "#c7c7c7", "#dbdb8d", "#9edae5"]
+"""matplotlib's ten colours C0 to C9 once more, light."""
 
 
 def success_figure(parts: Sequence[Part]) -> "Figure | None":
     """Draw the paper's Figure 4: success in one turn and in many over training, a row an environment, a panel an arm.
 
-    Arms of the schedule sweep are left out. Returns None if nothing was evaluated during training.
+    Arms of the schedule sweep are left out. Returns None if there are no others, or nothing was evaluated in training.
     """
     arms = list(dict.fromkeys(arm for part in parts for arm in part.arms if not arm.startswith("tau_")))
+    if not arms:
+        return None
     figure, panels = _panels(len(parts), len(arms))
     for part, row in zip(parts, panels, strict=True):
         variant = part.shown_variant()
@@ -146,8 +151,9 @@ def _panels(rows: int, columns: int, width: float = 2.6) -> "tuple[Figure, NDArr
 
 
 def _colours(parts: Sequence[Part]) -> dict[str, str]:
-    """Give every arm its colour, the same in all panels."""
-    return {arm: f"C{n}" for n, arm in enumerate(dict.fromkeys(arm for part in parts for arm in part.arms))}
+    """Give every arm its colour, the same in all panels: the ten of matplotlib, and then their light ones."""
+    arms = dict.fromkeys(arm for part in parts for arm in part.arms)
+    return dict(zip(arms, itertools.cycle([f"C{n}" for n in range(10)] + LIGHT), strict=False))
 
 
 def _legend(figure: "Figure") -> None:

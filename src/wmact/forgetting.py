@@ -267,7 +267,7 @@ def main(args: Sequence[str]) -> None:
         weights.append({n: parameter.detach() for n, parameter in policy.lm.named_parameters()})
         change = parameter_change(*weights) if len(weights) == 2 else None  # before minutes are spent in vain
         found.append(score(policy.to(device), load_tokenizer(name), texts, asked))
-        policy.to("cpu")
+        del policy
     figures = compare(found[0], found[1] if options.start else None)
     print(table(figures, change))
     print(f"{len(texts)} passages; {len(asked)} questions of four answers each, so 0.25 is chance", flush=True)

@@ -31,7 +31,7 @@ class GRPO(PolicyGradient):
         model: folder of a Hugging Face causal language model, a hub id, "nano" (bundled) or "smollm2" (`smollm2.py`).
         kl_coef: weight of KL(policy ‖ start weights); RWML has such a term, its weight is not known.
         scale_by_std: divide advantages by the standard deviation of their group; false: Dr. GRPO.
-        max_idle: stop after this many batches in a row in which no group's rewards differed.
+        max_idle: stop after this many batches in a row in which no group's rewards differed; not with `echo_coef`.
         kwargs: the settings of `PolicyGradient`.
     """
 

@@ -1,4 +1,4 @@
-"""Losses: pure functions of tensors that return (loss, stats). Nothing is logged and nothing is weighted here.
+"""Losses: pure functions of tensors; most return (loss, stats). Nothing is logged and nothing is weighted here.
 
 Every loss is a sum over sampled tokens divided by `count`, the number of tokens in the *whole* batch, so that losses
 of micro-batches add up to the loss of the batch.
@@ -10,26 +10,20 @@ from torch import Tensor
 Stats = dict[str, Tensor]
 
 
-def masked_sum(values_S: Tensor, mask_S: Tensor) -> Tensor:
-    """Sum over the masked entries; what is masked out may be NaN.
+def difference(a_S: Tensor, b_S: Tensor, mask_S: Tensor) -> Tensor:
+    """a - b, and 0 where it is masked out: what may be NaN there must not reach the gradient either (0 · NaN = NaN)."""
+    return torch.where(mask_S, a_S - b_S, 0.0)
+
+
+def masked_mean(values_S: Tensor, mask_S: Tensor, count: Tensor | float) -> Tensor:
+    """Sum over the masked entries, divided by `count`; what is masked out may be NaN.
 
     Raises:
         ValueError: the shapes differ, as after (S,) and (S, 1) were broadcast to (S, S).
     """
     if values_S.shape != mask_S.shape:
         raise ValueError(f"values of shape {tuple(values_S.shape)} under a mask of shape {tuple(mask_S.shape)}")
-    return torch.where(mask_S, values_S, 0.0).sum()
-
-
-def difference(a_S: Tensor, b_S: Tensor, mask_S: Tensor) -> Tensor:
-    """a - b, and 0 where it is masked out: what may be NaN there must not reach the gradient either (0 · NaN = NaN)."""
-    return torch.where(mask_S, a_S - b_S, 0.0)
-
-
-def masked_mean(values_S: Tensor, mask_S: Tensor, count: Tensor | float | None = None) -> Tensor:
-    """Sum over the masked entries, divided by `count` (default: how many there are)."""
-    total = masked_sum(values_S, mask_S)
-    return total / (mask_S.sum().clamp(min=1) if count is None else count)
+    return torch.where(mask_S, values_S, 0.0).sum() / count
 
 
 def policy_loss(
@@ -89,10 +83,9 @@ def entropy_loss(entropy_S: Tensor, mask_S: Tensor, count: Tensor | float) -> tu
     return -entropy, {"entropy": entropy.detach()}
 
 
-def cross_entropy(logprobs_S: Tensor, mask_S: Tensor, count: Tensor | float) -> tuple[Tensor, Stats]:
+def cross_entropy(logprobs_S: Tensor, mask_S: Tensor, count: Tensor | float) -> Tensor:
     """Negative log-likelihood of the marked tokens, for supervised training."""
-    loss = -masked_mean(logprobs_S, mask_S, count)
-    return loss, {"nll": loss.detach()}
+    return -masked_mean(logprobs_S, mask_S, count)
 
 
 def importance_weights(logprobs_S: Tensor, behaviour_logprobs_S: Tensor, cap: float) -> Tensor:

@@ -37,7 +37,7 @@ def trainable(network: nn.Module) -> list[nn.Parameter]:
 
 
 class AgentModule(L.LightningModule):
-    """Base of PPO and of the supervised warm start. Manual optimization, one optimizer, evaluation by played episodes.
+    """Base of PPO, GRPO and supervised training. Manual optimization, one optimizer, evaluation by played episodes.
 
     A subclass writes `training_step` and, where it has more than a policy, `groups`.
     """
@@ -159,7 +159,7 @@ class AgentModule(L.LightningModule):
             return *self.policy(micro), None
         logprobs, entropies = self.policy(micro, torch.cat([micro.token_S, micro.token_O]))
         logprobs_S, logprobs_O = logprobs.tensor_split([len(micro.token_S)])
-        echo_loss, _ = losses.cross_entropy(logprobs_O, torch.ones_like(micro.token_O).bool(), observed)
+        echo_loss = losses.cross_entropy(logprobs_O, torch.ones_like(micro.token_O).bool(), observed)
         return logprobs_S, entropies[: len(micro.token_S)], echo_loss
 
     def manual_backward(self, loss: Tensor, *args: Any, **kwargs: Any) -> None:

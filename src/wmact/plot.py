@@ -5,7 +5,6 @@ Right, the turn budget and the share of effective actions. Several runs (seeds) 
 the band of a single run is the 95 % Wilson interval of its evaluation.
 """
 
-import csv
 import importlib.util
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -14,6 +13,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from wmact.commands import CommandParser
+from wmact.loggers import read_metrics
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -35,8 +35,7 @@ def read_curve(run: Path, metric: str) -> Curve:
     path = run / "metrics.csv"
     if not path.is_file():
         raise ValueError(f"{run}: no metrics.csv there; give the folder of a run, such as runs/maze/version_0")
-    with path.open(newline="") as file:
-        points = [(int(row["step"]), float(row[metric])) for row in csv.DictReader(file) if row.get(metric)]
+    points = [(step, float(row[metric])) for step, row in read_metrics(path).items() if metric in row]
     if not points:
         raise ValueError(f"{path}: nothing logged as {metric!r}")
     steps, values = zip(*sorted(points), strict=True)

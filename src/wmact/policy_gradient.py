@@ -132,7 +132,7 @@ class PolicyGradient(AgentModule):
         self.policy = Policy(adapted(base, lora), cfg.temperature, cfg.gradient_checkpointing, cfg.trust_remote_code)
         if cfg.kl_coef:
             reference = Policy(base, cfg.temperature, False, cfg.trust_remote_code)
-            self.reference = reference.requires_grad_(False).eval()
+            self.reference = reference.requires_grad_(False)  # no eval(): with LoRA it is the base of all
 
     def begin(self, parts: list[list[Batch]]) -> Update:
         """Count what an update is over, and take the log-probabilities that it needs from before its first step.

@@ -26,8 +26,10 @@ import torch
 from omegaconf import OmegaConf
 
 from wmact.callbacks import read_episodes
+from wmact.costs import count
 from wmact.files import new_file
 from wmact.loggers import read_metrics
+from wmact.models import load_model
 from wmact.plot import Curve
 from wmact.statistics import Floats
 from wmact.study_file import Study, read_study
@@ -88,7 +90,8 @@ def collect(arm: str, seed: int, trained: Path, tested: Path, facts: Row) -> Res
         ValueError: its test wrote no episodes, or its training no metrics.
     """
     config: Any = OmegaConf.to_container(OmegaConf.load(trained / "config.yaml"))
-    data, model = config["data"]["init_args"], config["model"]["init_args"]["model"]
+    data, settings = config["data"]["init_args"], config["model"]["init_args"]
+    model = settings["model"]
     episodes = [record for path in sorted(tested.glob("episodes*.jsonl")) for record in read_episodes(path)]
     metrics = read_metrics(trained / "metrics.csv")
     if not episodes:
@@ -97,7 +100,7 @@ def collect(arm: str, seed: int, trained: Path, tested: Path, facts: Row) -> Res
         raise ValueError(f"{trained} has no metrics.csv: it trained no iteration")
     run = {
         "model": Path(model).name if Path(model).is_dir() else model,  # where it lies is of no interest to others
-        "parameters": str(count_parameters(trained / "checkpoints" / "last.ckpt")),
+        "parameters": str(count_parameters(model, settings["trust_remote_code"])),
         "max_turns": str(data["max_turns"]),
         "curve": " ".join(map(str, data["testing"]["curve"])),
         "errors": str(sum(record["error"] is not None for record in episodes)),
@@ -124,11 +127,10 @@ def outcome(record: Mapping[str, Any], max_turns: int) -> Row:
     }
 
 
-def count_parameters(checkpoint: Path) -> int:
-    """Count the policy's parameters in a checkpoint; those that two names share count once."""
-    weights = torch.load(checkpoint, map_location="cpu", weights_only=True, mmap=True)["state_dict"]
-    policy = {tensor.data_ptr(): tensor.numel() for name, tensor in weights.items() if name.startswith("policy.")}
-    return sum(policy.values())
+def count_parameters(model: str, trust_remote_code: bool = False) -> int:
+    """Count the parameters of a policy, tied ones once and adapters not: those of the model that it starts from."""
+    with torch.device("meta"):
+        return count(load_model(model, trust_remote_code))
 
 
 def machine() -> str:

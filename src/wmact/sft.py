@@ -109,7 +109,7 @@ class SFT(AgentModule):
         nll = observation_nll = 0.0
         for micro in micros:
             logprobs_S, _, echo_loss = self.score_parts(micro, max(observed, 1))
-            loss, _ = losses.cross_entropy(logprobs_S, micro.valid_S, count)
+            loss = losses.cross_entropy(logprobs_S, micro.valid_S, count)
             nll += float(loss.detach())
             if echo_loss is not None:
                 observation_nll += float(echo_loss.detach())

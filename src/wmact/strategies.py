@@ -13,6 +13,10 @@ from lightning.pytorch.trainer.connectors.signal_connector import _SignalConnect
 from wmact.processes import several, stop_all
 
 GRACE = 10.0  # seconds that the other processes have to end after the first
+PRECISIONS = ("32-true", "bf16-mixed")
+"""Weights are float32 in both. With bf16-true rewards and counts of tokens would be bfloat16 too, and a step of a usual
+learning rate would change no weight; with 16-mixed gradients would be clipped while they are scaled up.
+"""
 
 
 class FSDP2(ModelParallelStrategy):
@@ -75,9 +79,9 @@ def check_precision(precision: str, device: torch.device) -> None:
     Raises:
         ValueError: it is such a precision.
     """
-    if precision.startswith("16"):  # gradients would be clipped while they are scaled up
-        raise ValueError(f"trainer.precision={precision}: use 32-true, bf16-mixed or bf16-true")
-    if precision.startswith("bf16") and device.type == "cuda" and not torch.cuda.is_bf16_supported(False):
+    if precision not in PRECISIONS:
+        raise ValueError(f"trainer.precision={precision}: use {' or '.join(PRECISIONS)}")
+    if precision == "bf16-mixed" and device.type == "cuda" and not torch.cuda.is_bf16_supported(False):
         name = torch.cuda.get_device_name(device)
         raise ValueError(f"trainer.precision={precision}: {name} does not compute in bfloat16; use 32-true")
 

@@ -111,12 +111,20 @@ def fingerprint(words: Sequence[str]) -> str:
 
 
 def weights(words: Sequence[str]) -> str:
-    """Name the weights in the model folders that words and their configuration files name; "" where there are none.
+    """Name the weights in the model folders that are named by what words mean in the end; "" where there are none.
+
+    A folder that a later file or word replaces by another is not looked at.
 
     Raises:
         ValueError: one of the files cannot be read.
     """
-    texts = dict.fromkeys(_texts([list(words), _configs(words)]))
+    meant: dict[str, Any] = {}
+    for option, value in _options(words):
+        name = option.removeprefix("--").replace(".init_args", "")
+        for key, content in _settings(read_yaml(value) if name == "config" else {name: value}):
+            meant = {other: held for other, held in meant.items() if not f"{other}.".startswith(f"{key}.")}
+            meant[key] = content
+    texts = dict.fromkeys(text for content in meant.values() for text in _texts(content))
     folders = [BUNDLED.get(text, Path(text)) for text in texts if text in BUNDLED or (text and os.path.isdir(text))]
     files = [file for folder in folders for file in sorted(folder.glob("*.safetensors"))]
     sums = [_checksum(file, file.stat().st_mtime_ns, file.stat().st_size) for file in files]
@@ -124,14 +132,28 @@ def weights(words: Sequence[str]) -> str:
 
 
 def _configs(words: Sequence[str]) -> list[Any]:
-    parts = [part for word in words for part in (word.split("=", 1) if word.startswith("--config=") else [word])]
-    return [read_yaml(path) for option, path in itertools.pairwise(parts) if option == "--config"]
+    return [read_yaml(path) for option, path in _options(words) if option == "--config"]
+
+
+def _options(words: Sequence[str]) -> Iterator[tuple[str, str]]:
+    """Every option with its value, which is the next word or stands behind a sign: --model.model=FOLDER."""
+    parts = [part for word in words for part in (word.split("=", 1) if word.startswith("--") else [word])]
+    return ((option, value) for option, value in itertools.pairwise(parts) if option.startswith("--"))
+
+
+def _settings(content: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Every value of a configuration by its name on the command line, which leaves `init_args` out."""
+    if not isinstance(content, dict) or not content:
+        yield prefix, content
+        return
+    for key, inner in content.items():
+        yield from _settings(inner, prefix if key == "init_args" else f"{prefix}.{key}".lstrip("."))
 
 
 def _texts(content: Any) -> Iterator[str]:
-    """Every text in plain data; of a word such as --model.model=FOLDER what stands behind the sign."""
+    """Every text in plain data."""
     if isinstance(content, str):
-        yield content.partition("=")[2] if content.startswith("--") else content
+        yield content
     for inner in content.values() if isinstance(content, dict) else content if isinstance(content, list) else ():
         yield from _texts(inner)
 

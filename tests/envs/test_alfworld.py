@@ -161,6 +161,10 @@ def test_a_search_looks_where_the_thing_can_be_then_elsewhere_then_gives_up() ->
     assert search(errand, house, {"shelf1", "shelf2", "desk"}, lot) == ["go to bed 1"]  # where a mug is not expected
     found = ["go to bed 1", "take mug 1 from bed 1", "go to desk 1", "move mug 1 to desk 1"]
     assert search(errand, house, {"bed"}, lot) == found
+    beside = ("receptacleatlocation", ("shelf2", "shelf1"))  # one place for both shelves, where it stands
+    there = [beside if fact[1][0] == "shelf2" and fact[0] == beside[0] else fact for fact in facts[1:]]
+    shared = House([("atlocation", ("agent", "shelf1")), *there], names, "move {o} to {r}")
+    assert search(errand, shared, {"shelf1", "desk"}, lot) == ["examine shelf 2"]
     gone = House([fact for fact in facts if fact[0] != "inreceptacle"], names, "move {o} to {r}")
     assert search(errand, gone, set(names), lot) is None
 

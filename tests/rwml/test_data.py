@@ -15,7 +15,7 @@ from wmact.data import Evaluation
 from wmact.environments import Variant
 from wmact.ppo import PPO
 from wmact.rollout import Limits
-from wmact.rwml import Exact, NextStateData, PredictionData, Within
+from wmact.rwml import ByKind, Exact, NextStateData, PredictionData, Within
 from wmact.rwml.data import figures
 from wmact.rwml.triplets import Triplet
 from wmact.types import Action, Episode, TrainingStopped, Turn
@@ -74,7 +74,7 @@ def test_a_batch_of_predictions_is_rewarded_at_once(tiny_model, scripted, write,
     run.limit_val_batches = 0
     module = PPO(model=str(tiny_model), max_mismatch_kl=math.inf)
     run.fit(module, datamodule=data)
-    assert calls == [4]  # of eight replies, four predictions
+    assert calls == [1, 4]  # a truth, before anything is played; of eight replies, four predictions
     ends = [episode.stop_reason for episode in keep.episodes]
     assert ends == ["solved", "dead", "turn_tokens", "turns"] * 2
     assert [episode.scaled_reward for episode in keep.episodes] == [1.0, 0.0, 0.0, 0.0] * 2
@@ -109,16 +109,24 @@ def test_held_out_games_are_evaluated(tiny_model, scripted, write, rows, tmp_pat
 
 
 def test_a_reward_that_cannot_be_had_is_an_error_and_too_many_stop_the_run(tiny_model, scripted, write, rows, tmp_path):
-    data = build(
-        tiny_model,
-        write(*rows),
-        scripted(lambda request: "<action> up </action>"),
-        reward=lambda predicted, triplets: [OSError("http://x: no connection")] * len(predicted),
-    )
+    def reward(predicted: list[str], triplets: list[Triplet]) -> list[float | OSError]:
+        return [1.0 if len(predicted) == 1 else OSError("http://x: no connection")] * len(predicted)  # then it is gone
+
+    data = build(tiny_model, write(*rows), scripted(lambda request: "<action> up </action>"), reward)
     run = trainer(1, devices=1, default_root_dir=tmp_path)
     run.limit_val_batches = 0
     with pytest.raises(TrainingStopped, match="8 of 8 episodes ended in an error: 8 × no reward: http://x: no conn"):
         run.fit(PPO(model=str(tiny_model), max_mismatch_kl=math.inf), datamodule=data)
+
+
+def test_a_reward_that_was_never_there_is_told_before_anything_is_played(tiny_model, scripted, write, rows, triplet):
+    rows = [*rows, triplet(game="g20", kind="tool"), triplet(game="g21", kind="tool")]
+    data = partial(build, tiny_model, write(*rows), scripted(lambda request: ""), held_out=0.5)
+    with pytest.raises(ValueError, match="none for triplets of kind 'tool'"):
+        data(ByKind({"world": EXACT})).setup("fit")
+    with pytest.raises(OSError, match="http://x: no connection"):
+        data(lambda predicted, _: [1.0] * (len(predicted) - 1) + [OSError("http://x: no connection")]).setup("fit")
+    data(ByKind({"world": EXACT, "": EXACT})).setup("fit")
 
 
 def episode(level: int, reward: float, form: Any = "valid") -> Episode:
@@ -137,7 +145,7 @@ def test_figures_by_hand(triplet):
         (episode(1, 0.0, "unreadable"), truth, None),
         (episode(2, 0.0, "overlong"), other, None),
     ]
-    assert figures(found) == {
+    assert figures(found, 2) == {
         "reward": (3.0, 5, 2),  # five samples of three triplets of two games
         "exact": (1, 5, 2),
         "entities": (2, 5, 2),
@@ -147,8 +155,8 @@ def test_figures_by_hand(triplet):
         "length": (pytest.approx(20 / 19 + 21 / 19 + 1), 3, 0),  # no share
         "zero_variance": (1, 2, 2),  # of the two groups with several samples, the first
     }
-    assert figures([]).keys() == figures(found).keys()
-    assert figures(found[:4])["zero_variance"] == (1, 2, 1)  # both groups are of one game
+    assert figures([], 0).keys() == figures(found, 2).keys()
+    assert figures(found[:4], 1)["zero_variance"] == (1, 2, 1)  # both groups are of one game
 
 
 def test_an_evaluation_gives_a_prediction_as_many_tries_as_training(tiny_model, scripted, write, rows):

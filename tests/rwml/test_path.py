@@ -149,6 +149,10 @@ def test_what_was_collected_stays_when_it_ends_early_and_the_rest_follows(
         run(*words, "--history", 0)
     assert f"--out {file} was written by another command (python -m wmact collect" in capsys.readouterr().err
     assert file.read_bytes() == before
+    file.write_bytes(before.replace(whole.provenance["weights"].encode(), b"of-before"))
+    with pytest.raises(SystemExit):
+        run(*words)
+    assert f"--out {file} was written with other weights of the model than there are now: " in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("source", ["random", "walkthrough"])

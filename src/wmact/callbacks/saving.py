@@ -24,7 +24,7 @@ class LastCheckpoint(ModelCheckpoint):
         self._written: int | None = None  # after which batch
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Write, if it is time: before a validation, which takes long and changes nothing."""
+        """Write, if it is time, after the iteration's validation: killed in that, a run plays the iteration again."""
         if (trainer.current_epoch + 1) % self.every == 0:
             self._write(trainer)
 

@@ -307,6 +307,8 @@ def main(args: Sequence[str]) -> None:
         "knowable": knowable(triplets),
         "distances": {},
     }
+    for distance in distances.values():
+        distance(["a"], ["b"])  # what is not there is told before predictions are sampled
     predictions = None
     if data is not None:
         levels = np.random.default_rng(options.seed).permutation(len(training_env(data).triplets))[: options.groups]

@@ -33,6 +33,7 @@ from wmact.engines import Completion, Request
 from wmact.rollout import Limits, Task, play
 from wmact.rwml.offline import by_model, closing_engine, provenance, read_data
 from wmact.rwml.triplets import Said, Source, Triplet, feedback, read_triplets, write_triplets
+from wmact.study_file import fingerprint, weights
 from wmact.types import Episode
 
 SAVED_EVERY = 600.0  # seconds
@@ -283,18 +284,24 @@ def alone(data: RolloutData, recorder: Recorder, task: Task, source: Source) -> 
     return episode
 
 
-def begun(path: Path, command: str) -> Played:
+def begun(path: Path, now: Mapping[str, Any]) -> Played:
     """Return what a command has played before, from the file that it left; nothing where there is none.
 
+    Args:
+        now: the provenance of what is to be played.
+
     Raises:
-        ValueError: it is the file of another command, or of none.
+        ValueError: it is the file of another command, of other settings or weights, or of none.
     """
     played = Played()
     if path.exists():
         about, triplets = read_triplets(path)
-        if about.get("command") != command:
-            way_out = "give another file, or remove this one"
+        way_out = "give another file, or remove this one"
+        if about.get("command") != now["command"]:
             raise ValueError(f"--out {path} was written by another command ({about.get('command')}): {way_out}")
+        for name, what in {"settings": "configuration files", "weights": "weights of the model"}.items():
+            if about.get(name, now[name]) != now[name]:
+                raise ValueError(f"--out {path} was written with other {what} than there are now: {way_out}")
         played.before, played.ends, played.rules = triplets, about["ends"], about["rules"]
         played.errors, played.done = about["errors"], set(about.get("done", range(about["episodes"])))
     return played
@@ -340,8 +347,10 @@ def main(args: Sequence[str]) -> None:
         seed=data.seed,
         max_turns=data.max_turns,
         episodes=options.episodes,
+        settings=fingerprint(words),
+        weights=weights(words),
     )
-    played = begun(options.out, about["command"])
+    played = begun(options.out, about)
     before, saved = len(played.done), time.monotonic()
     if before == options.episodes:
         print(f"nothing to do: {options.out} holds all {before} episodes of this command; remove it to play them anew")

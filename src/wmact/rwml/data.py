@@ -15,11 +15,11 @@ import numpy as np
 from wmact.data import RolloutData
 from wmact.demonstrations import ShownData
 from wmact.environments import EnvSpec, Variant
-from wmact.processes import place
+from wmact.processes import gather, together
 from wmact.rollout import Player, Task
 from wmact.rwml import prediction
 from wmact.rwml.env import ID, PredictionEnv
-from wmact.rwml.rewards import Reward
+from wmact.rwml.rewards import Reward, targets
 from wmact.rwml.state import entities, same, states
 from wmact.rwml.triplets import Triplet
 from wmact.types import Episode, Mean
@@ -84,6 +84,21 @@ class PredictionData(RolloutData):
         self.validation, self.testing = (replace(how, curve=(max_turns,)) for how in (self.validation, self.testing))
         self.triplets, self.reward = triplets, reward
 
+    def setup(self, stage: str) -> None:
+        """Check the reward too: a truth of each kind is asked about, before minutes are spent on predictions.
+
+        Raises:
+            ValueError: it has none for a kind.
+            OSError: what it asks is not there, or does not answer.
+        """
+        super().setup(stage)
+        specs = [self.env, *self.val.values(), *self.test.values()]
+        of_kind = {triplet.kind: triplet for spec in specs for triplet in self._prediction_env(spec).triplets}
+        asked = list(of_kind.values())
+        for verdict in self.reward(targets(asked), asked):
+            if isinstance(verdict, OSError):
+                raise verdict
+
     def judge(self, spec: EnvSpec, episodes: list[Episode]) -> dict[str, Mean]:
         """Give all predictions of a rollout their rewards, in one batch.
 
@@ -93,18 +108,21 @@ class PredictionData(RolloutData):
             zero_variance (of groups of several samples, those whose rewards are all the same).
         """
         started = time.perf_counter()
-        env = self._prediction_env(spec)
-        played = [episode for episode in episodes if episode.error is None]
-        found = [(episode, *_predicted(episode, env)) for episode in played]
-        answered = [(episode, triplet, text) for episode, triplet, text in found if text is not None]
-        verdicts = self.reward([text for *_, text in answered], [triplet for _, triplet, _ in answered])
-        for (episode, *_), verdict in zip(answered, verdicts, strict=True):
-            if isinstance(verdict, OSError):
-                episode.stop_reason, episode.error = "error", f"no reward: {verdict}"
-            else:
-                episode.reward, episode.stop_reason = verdict, "solved" if verdict > 0 else "dead"
+        with together():
+            env = self._prediction_env(spec)
+            played = [episode for episode in episodes if episode.error is None]
+            found = [(episode, *_predicted(episode, env)) for episode in played]
+            answered = [(episode, triplet, text) for episode, triplet, text in found if text is not None]
+            verdicts = self.reward([text for *_, text in answered], [triplet for _, triplet, _ in answered])
+            for (episode, *_), verdict in zip(answered, verdicts, strict=True):
+                if isinstance(verdict, OSError):
+                    episode.stop_reason, episode.error = "error", f"no reward: {verdict}"
+                else:
+                    episode.reward, episode.stop_reason = verdict, "solved" if verdict > 0 else "dead"
         self.performance["reward_seconds"] = time.perf_counter() - started
-        return figures([each for each in found if each[0].error is None])
+        found = [each for each in found if each[0].error is None]
+        everyones = gather({(triplet.env, triplet.game) for _, triplet, _ in found})
+        return figures(found, len(set().union(*everyones)) / len(everyones))
 
     def prediction_envs(self, number: int) -> list[gymnasium.Env[str, str]]:
         """Environments of the triplets that are trained on: so many, as far as `concurrency` lets them."""
@@ -126,14 +144,15 @@ def _predicted(episode: Episode, env: PredictionEnv) -> tuple[Triplet, str | Non
     return env.triplets[episode.level], texts[0] if texts else None
 
 
-def figures(found: list[tuple[Episode, Triplet, str | None]]) -> dict[str, Mean]:
+def figures(found: list[tuple[Episode, Triplet, str | None]], games: float) -> dict[str, Mean]:
     """Return all figures, those too that nothing was found for, so that processes can add theirs.
 
-    The interval of a share is of as many trials as games, of all processes, each of which has seen about all: several
-    samples of a triplet are not independent, and states of one game are near copies of each other.
+    The interval of a share is of as many trials as games: several samples of a triplet are not independent, and states
+    of one game are near copies of each other.
 
     Args:
         found: episodes with their triplet and their prediction, None where there is none.
+        games: this process's share of all games that they are of.
     """
     tally: Counter[str] = Counter()
     groups: dict[int, list[float]] = defaultdict(list)
@@ -150,7 +169,6 @@ def figures(found: list[tuple[Episode, Triplet, str | None]]) -> dict[str, Mean]
             tally["length"] += len(text) / max(1, len(truth))  # type: ignore[assignment]
             tally["predictions"] += 1
     several = [rewards for rewards in groups.values() if len(rewards) > 1]
-    games = len({(triplet.env, triplet.game) for _, triplet, _ in found}) / place()[1]
     shares = ("reward", "exact", "entities", "states", "missing_tag", "truncated")
     return {name: Mean(tally[name], len(found), games) for name in shares} | {
         "length": Mean(tally["length"], tally["predictions"]),

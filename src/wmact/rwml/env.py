@@ -61,7 +61,7 @@ class PredictionEnv(gymnasium.Env[str, str]):
         there = read_triplets(triplets)
         of_part = part_of(there.triplets, part, held_out)
         chosen = (each for each in of_part if kinds is None or each.kind in kinds)
-        # A file tells game after game; in this order the first few are of all games, which is what evaluations play.
+        # A file tells game after game; in this order the first few are spread over the games. Evaluations play them.
         self.triplets = sorted(chosen, key=lambda each: each.digest)
         if not self.triplets:
             games = len({(each.env, each.game) for each in there.triplets})

@@ -46,7 +46,7 @@ class Within:
         """Return 1.0 or 0.0 for each prediction."""
         try:
             found = self.distance(predicted, targets(triplets))
-        except OSError as error:  # a server; what is not there at all is told before the first batch
+        except OSError as error:  # a server has failed
             return [error] * len(predicted)
         return [float(distance < self.threshold) for distance in found]
 
