@@ -345,7 +345,7 @@ def test_engines_on_devices_of_their_own(capsys: pytest.CaptureFixture[str]) -> 
         (["--devices", "64"], "data.groups=32: each of the 64 processes needs at least one"),
         (["--mfu", "0"], "--mfu 0.0: must be above 0"),
         (["--data.grups", "1"], "data: Option 'grups' is not accepted"),
-        (["--trainer.precision", "16-mixed"], "trainer.precision='16-mixed': estimate knows 32-true, bf16-mixed"),
+        (["--trainer.precision", "16-mixed"], "trainer.precision=16-mixed: use 32-true or bf16-mixed"),
         (["--trainer.strategy", "ddp_spawn"], "trainer.strategy is ddp_spawn: use ddp"),
         (["--data.engine.max_model_len", "50000"], "max_model_len=50000 is over the model's own limit of 40960"),
         (["--data.env.id", "wmact/Mace-v0"], "environment 'wmact/Mace-v0'"),

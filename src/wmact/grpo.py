@@ -76,13 +76,13 @@ class GRPO(PolicyGradient):
         """
         _, _, size_E = group_moments(batch.outcomes_E, batch.group_E)
         weight_E = (size_E > 1) / size_E  # an episode whose others ended in errors is no group
-        groups, flat = total([float(weight_E.sum()), float(weight_E[~contrast_E].sum())])
+        groups, flat = map(round, total([float(weight_E.sum()), float(weight_E[~contrast_E].sum())]))
         with together():
             if not groups:
                 raise ValueError(
                     "every level has one episode only, and GRPO compares those of a level: raise data.samples"
                 )
-        return {"zero_variance_groups": round(flat), "zero_variance_share": flat / groups}
+        return {"zero_variance_groups": flat, "zero_variance_share": flat / groups}
 
     def require_contrast(self, update: Update) -> None:
         """Say so when there was nothing to learn from.
