@@ -16,7 +16,7 @@ from wmact import losses
 from wmact.lora import LoRA, Weights, fingerprint
 from wmact.metrics import EpisodeMetrics
 from wmact.models import Critic, Policy, load_model, shard
-from wmact.processes import largest, merged, sum_gradients, together, total, whole
+from wmact.processes import largest, merged, sum_gradients, together, whole
 from wmact.statistics import with_interval
 from wmact.types import Batch, Mean, Played, TrainingStopped
 
@@ -46,19 +46,16 @@ class AgentModule(L.LightningModule):
     skipped: Tensor
     base_model: Tensor | None
 
-    def __init__(self, max_grad_norm: float, max_skipped: int, max_mismatch_kl: float) -> None:
+    def __init__(self, max_grad_norm: float, max_skipped: int) -> None:
         super().__init__()
         if max_grad_norm <= 0:
             raise ValueError(f"max_grad_norm={max_grad_norm}: must be above 0; inf switches clipping off")
         if max_skipped < 1:
             raise ValueError(f"max_skipped={max_skipped}: must be at least 1")
-        if max_mismatch_kl < 0:
-            raise ValueError(f"max_mismatch_kl={max_mismatch_kl}: must not be negative")
         self.automatic_optimization = False
         self.trained = False  # whether there was anything left to train
         self.max_grad_norm = max_grad_norm
         self.max_skipped = max_skipped
-        self.max_mismatch_kl = max_mismatch_kl
         self.register_buffer("skipped", torch.zeros(2, dtype=torch.long))  # in a row, in all
         self.register_buffer("base_model", None)  # with LoRA: (1,) int64, which base the adapters are for
         # By variant, made when its first episodes come. No ModuleDict: it refuses names such as "train" or "maze.11".
@@ -120,14 +117,6 @@ class AgentModule(L.LightningModule):
         self.policy.train(training)
         return logprobs_S
 
-    def require_version(self, batch: Batch) -> None:
-        """Refuse episodes of other weights than the current ones: on-policy means this very version."""
-        if batch.policy_version != self.global_step:
-            raise TrainingStopped(
-                f"the batch was played with the weights of step {batch.policy_version}, but the trainer is at step "
-                f"{self.global_step}: the engine was not given the current weights"
-            )
-
     def micro_batches(self, batch: Batch, minibatches: int = 1, kept_E: Tensor | None = None) -> list[list[Batch]]:
         """Cut each minibatch into micro-batches of at most `token_budget` tokens, on every process into as many.
 
@@ -167,32 +156,6 @@ class AgentModule(L.LightningModule):
         strategy = self.trainer.strategy
         with strategy.block_backward_sync() if isinstance(strategy, ParallelStrategy) else nullcontext():
             super().manual_backward(loss, *args, **kwargs)
-
-    def require_match(self, logprobs: list[Tensor], micros: list[Batch], count: Tensor) -> None:
-        """Log how far the trainer's log-probabilities are from the engine's, and stop before training on a gap.
-
-        Args:
-            logprobs: (S,) of each micro-batch, of the weights that played.
-            micros: all micro-batches of the batch.
-            count: number of valid tokens of the batch, of all processes.
-
-        Raises:
-            TrainingStopped: the mismatch is above `max_mismatch_kl`.
-        """
-        found = [
-            losses.mismatch(logprobs_S, micro.behaviour_logprobs_S, micro.valid_S, count)
-            for logprobs_S, micro in zip(logprobs, micros, strict=True)
-        ]
-        (kl,) = total([float(sum(stats["mismatch_kl"] for stats in found))])
-        (gap,) = largest([max(float(stats["mismatch_max"]) for stats in found)])
-        self.log_area("stability", {"mismatch_kl": kl, "mismatch_max": gap})
-        with together():
-            if not kl <= self.max_mismatch_kl:
-                raise TrainingStopped(
-                    f"KL(engine ‖ trainer) on the sampled tokens is {kl:.3g}, above "
-                    f"max_mismatch_kl={self.max_mismatch_kl}: the engine plays with other weights or another precision "
-                    "than the trainer"
-                )
 
     def apply_gradients(self) -> dict[str, float]:
         """Clip each parameter group by its own norm and step; with a non-finite gradient, skip the step and count it.

@@ -15,8 +15,8 @@ from wmact import losses
 from wmact.lora import LoRA, adapted
 from wmact.models import Policy
 from wmact.module import AgentModule, require_not_negative
-from wmact.processes import largest, total
-from wmact.types import Batch
+from wmact.processes import largest, together, total
+from wmact.types import Batch, TrainingStopped
 
 
 @dataclass
@@ -113,13 +113,15 @@ class PolicyGradient(AgentModule):
         gradient_checkpointing: bool = False,
         trust_remote_code: bool = False,
     ) -> None:
-        super().__init__(max_grad_norm, max_skipped, max_mismatch_kl)
+        super().__init__(max_grad_norm, max_skipped)
         for name, value in {"epochs": epochs, "minibatches": minibatches, "token_budget": token_budget}.items():
             if value < 1:
                 raise ValueError(f"{name}={value}: must be at least 1")
         bounds = {"lr": lr, "clip_low": clip_low, "clip_high": clip_high, "kl_coef": kl_coef, "echo_coef": echo_coef}
         for name, bound in bounds.items():
             require_not_negative(name, bound)
+        if max_mismatch_kl < 0:
+            raise ValueError(f"max_mismatch_kl={max_mismatch_kl}: must not be negative")
         if importance_cap is not None and importance_cap <= 0:
             raise ValueError(f"importance_cap={importance_cap}: must be above 0; null leaves the weights out")
         self.save_hyperparameters()
@@ -134,6 +136,14 @@ class PolicyGradient(AgentModule):
             reference = Policy(base, cfg.temperature, False, cfg.trust_remote_code)
             self.reference = reference.requires_grad_(False)  # no eval(): with LoRA it is the base of all
 
+    def require_version(self, batch: Batch) -> None:
+        """Refuse episodes of other weights than the current ones: on-policy means this very version."""
+        if batch.policy_version != self.global_step:
+            raise TrainingStopped(
+                f"the batch was played with the weights of step {batch.policy_version}, but the trainer is at step "
+                f"{self.global_step}: the engine was not given the current weights"
+            )
+
     def begin(self, parts: list[list[Batch]]) -> Update:
         """Count what an update is over, and take the log-probabilities that it needs from before its first step.
 
@@ -147,10 +157,33 @@ class PolicyGradient(AgentModule):
         update = Update(parts, *counts.split(len(parts)))
         if cfg.epochs * cfg.minibatches > 1:
             update.old = self.logprobs(self.policy, update.micros)
-            self.require_match(update.old, update.micros, update.count)
+            self.require_match(update, update.old)
         if self.reference is not None:
             update.reference = self.logprobs(self.reference, update.micros)
         return update
+
+    def require_match(self, update: Update, logprobs: list[Tensor]) -> None:
+        """Log how far the trainer's log-probabilities are from the engine's, and stop before training on a gap.
+
+        Args:
+            logprobs: (S,) of each micro-batch, of the weights that played.
+
+        Raises:
+            TrainingStopped: the mismatch is above `max_mismatch_kl`.
+        """
+        found = [
+            losses.mismatch(logprobs_S, micro.behaviour_logprobs_S, micro.valid_S, update.count)
+            for logprobs_S, micro in zip(logprobs, update.micros, strict=True)
+        ]
+        (kl,) = total([float(sum(stats["mismatch_kl"] for stats in found))])
+        (gap,) = largest([max(float(stats["mismatch_max"]) for stats in found)])
+        self.log_area("stability", {"mismatch_kl": kl, "mismatch_max": gap})
+        with together():
+            if not kl <= (most := self.settings.max_mismatch_kl):
+                raise TrainingStopped(
+                    f"KL(engine ‖ trainer) on the sampled tokens is {kl:.3g}, above max_mismatch_kl={most}: the engine "
+                    "plays with other weights or another precision than the trainer"
+                )
 
     def improve(self, update: Update, advantages: Sequence[Tensor]) -> None:
         """One pass over the batch: an optimizer step a minibatch, but for one without a token in the loss.
@@ -194,7 +227,7 @@ class PolicyGradient(AgentModule):
                 played.append(old_S)
                 m += 1
             if update.old is None:
-                self.require_match(played, update.micros, update.count)
+                self.require_match(update, played)
             found = self.apply_gradients()
             update.norms = {name: max(value, update.norms.get(name, 0.0)) for name, value in found.items()}
 

@@ -70,7 +70,7 @@ class SFT(AgentModule):
         gradient_checkpointing: bool = False,
         trust_remote_code: bool = False,
     ) -> None:
-        super().__init__(max_grad_norm, max_skipped, float("inf"))
+        super().__init__(max_grad_norm, max_skipped)
         for name, value in {"lr": lr, "echo_coef": echo_coef}.items():
             require_not_negative(name, value)
         if save_to is not None:
