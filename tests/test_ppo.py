@@ -437,10 +437,12 @@ def test_bad_arguments(tiny_model: Path, argument: str, value: float) -> None:
 
 def test_scoring_leaves_the_mode_as_it_was(make: Callable[..., Watched], episodes: list[Episode]) -> None:
     module = make(kl_coef=0.1)
-    modes = {name: m.training for name, m in module.named_modules()}
-    module.score(collate(episodes))
-    assert {name: m.training for name, m in module.named_modules()} == modes
-    assert not module.reference.training
+    module.reference.eval()
+    for training in (True, False):
+        module.policy.train(training)
+        modes = {name: m.training for name, m in module.named_modules()}
+        module.score(collate(episodes))
+        assert {name: m.training for name, m in module.named_modules()} == modes
 
 
 def test_weights_have_the_names_of_the_model_folder(make: Callable[..., Watched], tiny_model: Path) -> None:
