@@ -322,7 +322,7 @@ BAD: dict[str, tuple[Callable[[], list[str]], list[str]]] = {
         lambda: ["--model.chat_template", written("mine.jinja", "{{ messages[0].content }}")],
         ["chat template cannot be used", "once and in order"],
     ),
-    "half precision": (lambda: ["--trainer.precision", "16-true"], ["precision=16-true", "use 32-true, bf16-mixed"]),
+    "half precision": (lambda: ["--trainer.precision", "16-true"], ["precision=16-true", "use 32-true or bf16-mixed"]),
     "context shorter than any prompt": (
         lambda: ["--data.engine.max_model_len", "20"],
         ["context of 20 tokens", "--data.engine.init_args.max_model_len N"],
