@@ -270,9 +270,7 @@ class RolloutData(L.LightningDataModule):
     def _reward(self, episodes: list[Episode]) -> None:
         """Give each turn its reward; in an evaluation it is for those who read the episodes."""
         for episode in episodes:
-            shaped = rewards.shape(episode, rescale=self.rescale, step_penalty=self.step_penalty)
-            for turn, reward in zip(episode.turns, shaped, strict=True):
-                turn.reward = reward
+            rewards.shape(episode, rescale=self.rescale, step_penalty=self.step_penalty)
 
     def _packed(self, version: int = 0) -> Batch:
         """The episodes as a batch, without those that ended in an error.

@@ -43,7 +43,7 @@ from wmact.models import LOGIT_BUDGET, load_model, load_tokenizer, resolve_model
 from wmact.policy_gradient import PolicyGradient
 from wmact.ppo import PPO
 from wmact.rollout import NO_ACTION
-from wmact.strategies import FSDP2
+from wmact.strategies import FSDP2, check_precision
 from wmact.weight_sync import default_engine
 
 GIB = 2**30
@@ -78,8 +78,7 @@ class Experiment:
         self.module, self.engine = module, engine
         self.on_gpu = self.trainer["accelerator"] != "cpu"
         self.precision = self.trainer["precision"] or "32-true"
-        if self.precision not in COMPUTING:
-            raise ValueError(f"trainer.precision={self.precision}: use {' or '.join(COMPUTING)}")
+        check_precision(self.precision, torch.device("cpu"))  # the devices meant are not here
         strategy = self.trainer["strategy"]
         self.sharded = isinstance(strategy, FSDP2)
         if not self.sharded and strategy not in ("auto", "ddp"):

@@ -17,8 +17,6 @@ if TYPE_CHECKING:
 
 SERIES = (("single_turn", 1, -0.12), ("multi_turn", None, 0.12))
 """Success in one turn and within L_max: its name, the budget for `Outcomes.success`, how far aside it is drawn."""
-LIGHT = ["#aec7e8", "#ffbb78", "#98df8a", "#ff9896", "#c5b0d5", "#c49c94", "#f7b6d2", "#c7c7c7", "#dbdb8d", "#9edae5"]
-"""matplotlib's ten colours C0 to C9 once more, light."""
 
 
 def success_figure(parts: Sequence[Part]) -> "Figure | None":
@@ -150,10 +148,13 @@ def _panels(rows: int, columns: int, width: float = 2.6) -> "tuple[Figure, NDArr
     return figure, figure.subplots(rows, columns, squeeze=False)
 
 
-def _colours(parts: Sequence[Part]) -> dict[str, str]:
-    """Give every arm its colour, the same in all panels: the ten of matplotlib, and then their light ones."""
+def _colours(parts: Sequence[Part]) -> dict[str, Any]:
+    """Give every arm its colour, the same in all panels: ten strong ones, and then the same ones light."""
+    from matplotlib import color_sequences
+
+    strong_and_light = color_sequences["tab20"]
     arms = dict.fromkeys(arm for part in parts for arm in part.arms)
-    return dict(zip(arms, itertools.cycle([f"C{n}" for n in range(10)] + LIGHT), strict=False))
+    return dict(zip(arms, itertools.cycle(strong_and_light[::2] + strong_and_light[1::2]), strict=False))
 
 
 def _legend(figure: "Figure") -> None:

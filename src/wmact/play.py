@@ -76,8 +76,7 @@ class Teller:
             self.turns = self.observations = 0
             parts.append(view.heading(episode))
         if episode.stop_reason:  # before that, no turn has a reward
-            for turn, reward in zip(episode.turns, rewards.shape(episode, rescale=True, step_penalty=0), strict=True):
-                turn.reward = reward
+            rewards.shape(episode, rescale=True, step_penalty=0)
         parts += [view.answered(turn, self.tokens) for turn in episode.turns[self.turns :]]
         self.turns = len(episode.turns)
         for observation in episode.observations[self.observations :]:

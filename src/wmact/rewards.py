@@ -11,7 +11,7 @@ What differs from the paper (arXiv 2511.23476), which gives the two formulas and
 from wmact.types import Episode
 
 
-def rescale(outcome: float, num_effective: int, num_actions: int) -> float:
+def rescaled(outcome: float, num_effective: int, num_actions: int) -> float:
     """R · N_eff / N (WMAct, "Reward Rescaling"): the outcome times the share of actions that changed the state.
 
     Args:
@@ -22,26 +22,22 @@ def rescale(outcome: float, num_effective: int, num_actions: int) -> float:
     return outcome * num_effective / num_actions if num_actions else 0.0
 
 
-def shape(episode: Episode, *, rescale: bool, step_penalty: float) -> list[float]:
-    """One reward a turn: the outcome on the last turn, less ``step_penalty`` for every action, on the turn it is of.
+def shape(episode: Episode, *, rescale: bool, step_penalty: float) -> None:
+    """Give each turn its reward: the outcome on the last, less ``step_penalty`` for every action, on the turn it is of.
 
     Args:
-        episode: Is only read; its turns' ``reward`` is the caller's to set.
+        episode: Its turns' ``reward`` is set; one that ended before its first turn has none to set.
         rescale: Multiply the outcome by N_eff / N (WMAct, "Reward Rescaling").
         step_penalty: Subtracted an action, whatever its kind; 0.1 is the −0.1 of WMAct's step-penalty baseline.
-
-    Returns:
-        As many rewards as turns; [] if the episode ended before its first.
 
     Raises:
         ValueError: ``step_penalty`` is negative and would pay for actions.
     """
     if step_penalty < 0:
         raise ValueError(f"step_penalty={step_penalty}: it is subtracted, so give the paper's −0.1 as 0.1")
-    outcome = _rescaled(episode) if rescale else episode.reward
+    outcome = episode.reward
+    if rescale:
+        outcome = rescaled(outcome, episode.num_effective, len(episode.actions))
     last = len(episode.turns) - 1
-    return [(outcome if t == last else 0.0) - step_penalty * len(turn.actions) for t, turn in enumerate(episode.turns)]
-
-
-def _rescaled(episode: Episode) -> float:
-    return rescale(episode.reward, episode.num_effective, len(episode.actions))
+    for t, turn in enumerate(episode.turns):
+        turn.reward = (outcome if t == last else 0.0) - step_penalty * len(turn.actions)
