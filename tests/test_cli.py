@@ -341,7 +341,7 @@ BAD: dict[str, tuple[Callable[[], list[str]], list[str]]] = {
             ["--config", written("x.yaml", "data: {init_args: {val: {x: {kwargs: {split: test}}}}}")]
             + ["--data.validation.levels", "1001"]
         ),
-        ["1001 levels", "'x' has 1000"],
+        ["data.validation.levels=1001", "'x' has 1000"],
     ),
     "missing checkpoint": (lambda: ["--ckpt_path", "no.ckpt"], ["'no.ckpt'", "no such file", "last.ckpt"]),
     "a folder as checkpoint": (lambda: ["--ckpt_path", "."], ["'.'", "no such file", "last.ckpt"]),
@@ -377,7 +377,12 @@ def test_bad_input(bad: Callable[[], list[str]], words: list[str], capsys: pytes
 
 
 @pytest.mark.parametrize(
-    ("args", "words"), [([], ["subcommand", "fit"]), (["train"], ["train", "fit"]), (["fit"], ["fit.model"])]
+    ("args", "words"),
+    [
+        ([], ["which command?", "fit", "test", "study", "export"]),
+        (["train"], ["train", "fit"]),
+        (["fit"], ["fit.model"]),
+    ],
 )
 def test_bad_commands(args: list[str], words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     line = refused(capsys, *args)
@@ -494,7 +499,8 @@ def test_a_checkpoint_of_another_model(finished: Path, tmp_path: Path, capsys: p
         assert "config.yaml" in line
     options = ["fit", "--config", str(finished / "config.yaml"), "--ckpt_path", checkpoint]
     assert "reference" in refused(capsys, *options, "--model.kl_coef", "0.1")
-    assert "critic='separate'" in refused(capsys, *options, "--model.critic", "shared")
+    line = refused(capsys, *options, "--model.critic", "shared")
+    assert "is wmact.ppo.PPO's with critic='separate', but model is PPO with critic='shared'" in line
     assert lost(finished) == before
     assert (finished / "config.yaml").read_bytes() == config
 
@@ -568,6 +574,22 @@ def test_a_picture_of_no_kind(out: str, finished: Path, tmp_path: Path, capsys: 
     assert not [*tmp_path.iterdir()]
 
 
+def test_curves_that_are_not_there(finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    def line(folder: Path, *words: str) -> str:
+        return refused(capsys, "plot", str(folder), "--out", "curves.png", *words)
+
+    assert "'eval/hard/multi_turn'; there is eval/standard/multi_turn" in line(finished, "--variant", "hard")
+    tested = tmp_path / "tested"
+    tested.mkdir()
+    rows = ["eval/standard/multi_turn", "eval/standard/single_turn"]
+    rows += [f"{row}_{end}" for row in rows for end in ("low", "high")]
+    (tested / "metrics.csv").write_text(f"step,{','.join(rows)}\n2{',0.5' * len(rows)}\n")
+    assert "nothing logged as 'train/turn_budget'; is it the folder of a training?" in line(tested)
+    for damage in ("a,b\n1,2\n", "step,b\nx,2\n"):
+        (tested / "metrics.csv").write_text(damage)
+        assert "metrics.csv: the file is damaged" in line(tested)
+
+
 def test_the_environment_of_the_documentation(model: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     text = (ROOT / "docs" / "environment.md").read_text()
     for name, block in (("guess.py", "python"), ("guess.yaml", "yaml")):
@@ -635,6 +657,15 @@ def test_a_checkpoint_with_code_is_refused(
     assert "'bad.ckpt': the file holds more than data" in line
     assert not Path("executed").exists()
     assert "--weights_only" in refused(capsys, command, "--config", config, "--weights_only", "false")
+
+
+def test_a_checkpoint_with_a_few_other_bytes(finished: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    content = bytearray((finished / "checkpoints" / "last.ckpt").read_bytes())
+    middle = len(content) // 2  # of some weight: torch would take the new ones
+    content[middle : middle + 8] = bytes(255 - byte for byte in content[middle : middle + 8])
+    Path("other.ckpt").write_bytes(content)
+    line = refused(capsys, "test", "--config", str(finished / "config.yaml"), "--ckpt_path", "other.ckpt")
+    assert "'other.ckpt': the file is damaged, or no checkpoint; give another one, or begin anew" in line
 
 
 @pytest.mark.parametrize("old_format", [True, False])

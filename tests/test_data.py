@@ -1,6 +1,8 @@
 """The DataModule: which levels are played, with which weights, and what happens when something is wrong with either."""
 
 import math
+import re
+import shutil
 from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
@@ -10,6 +12,7 @@ import lightning as L
 import pytest
 import torch
 from lightning.pytorch import Trainer
+from transformers import AutoModelForCausalLM
 
 import tiny_worlds
 import wmact.data
@@ -210,10 +213,24 @@ def test_an_engine_with_wrong_weights_stops_the_run_before_training(model: str, 
         def load_weights(self, weights: Iterable[tuple[str, torch.Tensor]]) -> None:
             pass  # it keeps those of the model's folder, which are right for the first iteration only
 
-    run = Run(model, tmp_path, Deaf(), epochs=3, max_logprob_gap=1e-3)
+    run = Run(model, tmp_path, Deaf(), epochs=3, max_logprob_gap=1e-5)
     with pytest.raises(TrainingStopped, match=r"differ from the trainer's by .*the engine does not hold these weights"):
         run.fit()
     assert len(run.batches) == run.trainer.global_step == 1
+
+
+def test_an_engine_that_nobody_named_computes_as_the_trainer_does(
+    model: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.copytree(model, tmp_path / "half")  # most models are saved in bfloat16
+    AutoModelForCausalLM.from_pretrained(model, dtype=torch.bfloat16).save_pretrained(tmp_path / "half")
+    monkeypatch.setattr("wmact.weight_sync.VLLMEngine", TransformersEngine)
+    run = Run(str(tmp_path / "half"), tmp_path, max_logprob_gap=1e-5)
+    run.data.engine = None
+    assert len(run.fit().batches) == 1
+    run = Run(str(tmp_path / "half"), tmp_path, TransformersEngine(), max_logprob_gap=1e-5)  # in the model's own dtype
+    with pytest.raises(TrainingStopped, match=r"or one of them computes in bfloat16, where 0\.2 is a usual limit"):
+        run.fit()
 
 
 def test_answers_of_an_engine_that_was_started_anew_are_verified_as_the_trainer_scores(
@@ -403,7 +420,7 @@ def test_evaluation_repeats_itself(model: str, tmp_path: Path) -> None:
 
 def test_more_levels_than_there_are(model: str, tmp_path: Path) -> None:
     run = Run(model, tmp_path, val={"few": Variant(kwargs={"levels": 5})}, validation=Evaluation(levels=6, curve=(1,)))
-    with pytest.raises(ValueError, match="evaluation of 6 levels: 'few' has 5"):
+    with pytest.raises(ValueError, match=r"data\.validation\.levels=6: 'few' has 5"):
         run.trainer.validate(run.module, datamodule=run.data, verbose=False)
 
 
@@ -465,7 +482,9 @@ def test_impossible_settings(wrong: dict[str, Any]) -> None:
     "wrong", [{"levels": 0}, {"samples": 0}, {"curve": ()}, {"curve": (2, 1)}, {"curve": (0, 1)}], ids=str
 )
 def test_impossible_evaluations(wrong: dict[str, Any]) -> None:
-    with pytest.raises(ValueError, match="evaluation"):
+    ((name, value),) = wrong.items()
+    shown = list(value) if name == "curve" else value
+    with pytest.raises(ValueError, match=rf"^data\.validation, data\.testing: .*{re.escape(f'{name}={shown}')}"):
         Evaluation(**wrong)
 
 

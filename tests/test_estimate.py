@@ -341,7 +341,7 @@ def test_engines_on_devices_of_their_own(capsys: pytest.CaptureFixture[str]) -> 
 @pytest.mark.parametrize(
     ("words", "line"),
     [
-        (["--trainer.devices", "auto"], "trainer.devices='auto': say how many with --devices"),
+        (["--trainer.devices", "auto"], "trainer.devices='auto': give a number from 1 on with --devices"),
         (["--devices", "64"], "data.groups=32: each of the 64 processes needs at least one"),
         (["--mfu", "0"], "--mfu 0.0: must be above 0"),
         (["--data.grups", "1"], "data: Option 'grups' is not accepted"),

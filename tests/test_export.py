@@ -217,6 +217,7 @@ def test_the_card_has_the_numbers_of_the_run(copy: Run) -> None:
     assert figures(last) in training
     assert "success within 5 turns" in before
     budget = torch.load(copy.ckpt, weights_only=True)["RolloutData"]["turn_budget"]
+    assert "changed on the way" not in text
     for line in (
         "| environment | tiny_worlds:tiny/Doors-v0 |",
         "| algorithm | wmact.ppo.PPO |",
@@ -297,6 +298,14 @@ def test_the_base_model_is_named(model: str, metadata: dict[str, str], licence: 
     assert {key: found[key] for key in ("license", "base_model") if key in found} == metadata
     assert licence in text
     assert ("It knows no English" in text) == (model == "nano")
+
+
+def test_the_card_tells_what_was_changed_on_the_way(copy: Run) -> None:
+    for done, lr in ((1, 0.5), (12, 0.7)):  # the second is of iterations that the checkpoint does not have
+        before = shutil.copy(copy.folder / "config.yaml", copy.folder / f"config_until_{done}.yaml")
+        edit(Path(before), lambda config, lr=lr: config["model"]["init_args"].update(lr=lr))
+    _, text = card_of(copy.ckpt, "agent")
+    assert "| changed on the way | after 1: model.lr; told here and below is what holds at the end |" in text
 
 
 def test_the_card_cites_both_papers_as_the_citation_file_does() -> None:

@@ -16,6 +16,7 @@ from typing import Any
 
 import pytest
 import torch
+import yaml
 
 import tiny_worlds
 from command_line import run as main
@@ -229,6 +230,25 @@ def test_more_iterations_than_first_asked_for(straight: Straight, doors: str, tm
     options = ["--config", str(run / "config.yaml"), "--ckpt_path", str(run / "checkpoints" / "last.ckpt")]
     assert main("fit", *options, "--trainer.max_epochs", "4") == 0
     assert_same(run, straight.run)
+
+
+def test_other_settings_than_before_are_told_and_the_old_ones_kept(
+    doors: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main("fit", "--config", doors, "--trainer.max_epochs", "2") == 0
+    run = run_of(tmp_path)
+    config, last = str(run / "config.yaml"), str(run / "checkpoints" / "last.ckpt")
+    first = (run / "config.yaml").read_bytes()
+    capsys.readouterr()
+    assert main("fit", "--config", config, "--ckpt_path", last) == 0  # nothing to do
+    assert "other settings" not in capsys.readouterr().out
+    assert main("fit", "--config", config, "--ckpt_path", last, "--trainer.max_epochs", "3", "--model.lr", "0.1") == 0
+    told = [line for line in capsys.readouterr().out.splitlines() if "other settings" in line]
+    assert told == ["other settings than before: trainer.max_epochs 2 → 3, model.lr 0.01 → 0.1"]
+    assert (run / "config_until_2.yaml").read_bytes() == first
+    assert yaml.safe_load(Path(config).read_text())["model"]["init_args"]["lr"] == 0.1
+    assert main("fit", "--config", config, "--ckpt_path", last, "--trainer.max_epochs", "4") == 0
+    assert {path.name for path in run.glob("config*")} == {"config.yaml", "config_until_2.yaml", "config_until_3.yaml"}
 
 
 def test_a_sigterm_outside_of_a_rollout(

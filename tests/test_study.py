@@ -188,7 +188,7 @@ def parser() -> Any:
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(cli.CLI, "parse_arguments", keep)
-        run()
+        run("fit")
     return made[0]
 
 

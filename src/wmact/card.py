@@ -4,6 +4,7 @@ Every word of it is ours or one that `public` has let through: a configuration m
 everyone.
 """
 
+import itertools
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -20,6 +21,7 @@ from wmact.loggers import read_metrics
 from wmact.models import BUNDLED
 from wmact.report import table
 from wmact.results import size
+from wmact.settings import changes, read_yaml
 from wmact.view import markdown
 
 TEMPLATE = Path(__file__).parent / "assets" / "card.md"
@@ -157,12 +159,23 @@ def facts(exported: Exported) -> dict[str, str]:
         )
         known["reward"] = "outcome × share of effective actions (WMAct)" if data["rescale"] else "outcome"
         known["reward"] += f", less {data['step_penalty']:g} for every action" if data["step_penalty"] else ""
+    if changed := changed_on_the_way(exported):
+        known["changed on the way"] = f"{changed}; told here and below is what holds at the end"
     return known | {
         "rules": "told in the first message" if data["tell_rules"] else "not told",
         "sampling": f"temperature {data['temperature']:g}, at most {data['limits']['turn_tokens']} tokens a reply",
         "seed": str(config["seed_everything"]),
         "weights": f"{exported.parameters:,} parameters, {exported.dtype}",
     }
+
+
+def changed_on_the_way(exported: Exported) -> str:
+    """Tell which settings of a resumed run are not those that it began with, and from where on."""
+    before = {int(path.stem.rpartition("_")[2]): path for path in exported.run.glob("config_until_*.yaml")}
+    dones = sorted(done for done in before if done <= batches(exported.checkpoint))
+    configs = [*(read_yaml(before[done]) for done in dones), exported.config]
+    pairs = zip(dones, itertools.pairwise(configs), strict=True)
+    return "; ".join(f"after {done:,}: {', '.join(filter(public, changes(*pair)))}" for done, pair in pairs)
 
 
 def batches(checkpoint: Mapping[str, Any]) -> int:

@@ -6,6 +6,7 @@ the middle, it leaves half a checkpoint under the name of the last good one. It 
 
 import fcntl
 import pickle
+import zipfile
 from pathlib import Path
 from typing import IO, Any
 
@@ -14,6 +15,12 @@ from lightning.fabric.plugins import TorchCheckpointIO
 from lightning.pytorch import LightningModule
 
 from wmact.files import new_file
+
+UNREADABLE = (
+    *(RuntimeError, OSError, EOFError, ValueError, LookupError, AttributeError),
+    *(pickle.UnpicklingError, zipfile.BadZipFile),
+)
+"""What reading a file raises that is no checkpoint, or a damaged one."""
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):
@@ -62,10 +69,15 @@ def read_checkpoint(path: str) -> dict[str, Any]:
         raise ValueError(f"ckpt_path={path!r}: no such file; give a checkpoint file, such as RUN/checkpoints/last.ckpt")
     try:
         checkpoint = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, LookupError, AttributeError, OSError) as error:
+        with zipfile.ZipFile(path) as parts:
+            if damaged := parts.testzip():  # torch writes checksums and does not look at them
+                raise ValueError(f"{damaged} is not as it was written")
+    except UNREADABLE as error:
         unsafe = "GLOBAL" in str(error) or "Unsupported global" in str(error)
         what = "holds more than data, and is not loaded" if unsafe else "is damaged, or no checkpoint"
-        raise ValueError(f"ckpt_path={path!r}: the file {what}; give another one of the same folder") from error
+        raise ValueError(
+            f"ckpt_path={path!r}: the file {what}; give another one, or begin anew without --ckpt_path"
+        ) from error
     if not isinstance(checkpoint, dict) or not isinstance(checkpoint.get("state_dict"), dict):
         raise ValueError(f"ckpt_path={path!r}: the file holds no training state; give one that `fit` has written")
     return checkpoint
@@ -83,7 +95,11 @@ def check_checkpoint(path: str, model: LightningModule) -> None:
     for name in ("critic", "lora"):
         before, now = (dict(each).get(name) for each in (checkpoint.get("hyper_parameters", {}), model.hparams))
         if before != now:
-            raise ValueError(f"ckpt_path={path!r} was trained with {name}={before!r}, but model.{name}={now!r}")
+            trained_by = checkpoint["hyper_parameters"].get("_class_path", "another class")
+            raise ValueError(
+                f"ckpt_path={path!r} is {trained_by}'s with {name}={before!r}, but model is {type(model).__name__} "
+                f"with {name}={now!r}; give it with the config.yaml of its run"
+            )
     ours = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
     theirs = {name: tuple(tensor.shape) for name, tensor in weights.items()}
     for name in [*ours, *theirs]:

@@ -18,7 +18,7 @@ import signal
 import sys
 import warnings
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from pkgutil import resolve_name
 from typing import IO, Any, get_args
@@ -43,6 +43,7 @@ from wmact.engines import EngineFailed
 from wmact.loggers import discard, open_run_folder, run_folder_of
 from wmact.module import AgentModule
 from wmact.processes import place, require_same, tells
+from wmact.settings import changes, read_yaml
 from wmact.strategies import Signals, check_loops, check_precision, check_strategy, end_others_at_exit
 from wmact.types import RolloutInterrupted, TrainingStopped
 from wmact.view import printable
@@ -53,23 +54,49 @@ EXPECTED = (ArgumentError, ValueError, OSError, ImportError, MisconfigurationExc
 
 
 class SaveConfig(SaveConfigCallback):
-    """Write config.yaml; for a resumed run once it has got through an iteration: a vain attempt changes nothing."""
+    """Write config.yaml; for a resumed run once it has got through an iteration: a vain attempt changes nothing.
+
+    A configuration that gives way to another one stays as config_until_<k>.yaml: the first k iterations were by it.
+    """
 
     past_first = False
+    before: Path | None = None  # what gives way, in the first process
+    done = 0
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Write it, but for a resumed run; if all processes have the same."""
         require_same({name: str(value) for name, value in self.config.items()})
-        if not (stage == "fit" and self.config.get("ckpt_path")):
+        if stage == "fit" and self.config.get("ckpt_path"):
+            self.config = self.config.clone()
+            self.config["ckpt_path"] = None  # else whoever starts anew with this file would go on with this run
+            self._compare(trainer)
+        else:
             super().setup(trainer, pl_module, stage)
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Note after how many iterations the run goes on."""
+        self.done = trainer.fit_loop.epoch_loop._batches_that_stepped
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *args: Any) -> None:
         """Write it, once."""
         if not self.past_first:  # Lightning's own mark is set in the first process only, and all of them must agree
             self.past_first = True
-            self.config = self.config.clone()
-            self.config["ckpt_path"] = None  # else whoever starts anew with this file would go on with this run
+            if self.before:
+                kept = self.before.with_stem(f"{self.before.stem}_until_{self.done}")
+                if not kept.exists():  # by one that is there the run came to this checkpoint
+                    self.before.rename(kept)
             super().setup(trainer, pl_module, "fit")
+
+    def _compare(self, trainer: Trainer) -> None:
+        """Tell which settings are not what they were."""
+        file = Path(str(trainer.log_dir), self.config_filename)  # all processes ask for it together
+        if trainer.is_global_zero and file.is_file():
+            with suppress(ValueError):  # a damaged file gives way
+                now = OmegaConf.to_container(OmegaConf.create(self.parser.dump(self.config, skip_none=False)))
+                if changed := changes(read_yaml(file), now):
+                    self.before = file
+                    told = ", ".join(f"{name} {before} → {after}" for name, (before, after) in changed.items())
+                    print(f"other settings than before: {told}", flush=True)
 
 
 class CLI(LightningCLI):
@@ -202,7 +229,7 @@ def build(args: list[str] | None = None, cli: type[CLI] = CLI, **kwargs: Any) ->
         seed_everything_default=0,
         auto_configure_optimizers=False,
         trainer_defaults={"num_sanity_val_steps": 0, "log_every_n_steps": 1},  # an iteration is one batch
-        parser_kwargs={"parser_mode": "omegaconf+", "exit_on_error": False, "epilog": HELP},
+        parser_kwargs={"prog": "python -m wmact", "parser_mode": "omegaconf+", "exit_on_error": False, "epilog": HELP},
         save_config_callback=SaveConfig,
         save_config_kwargs={"overwrite": True},
         args=args,
@@ -271,6 +298,8 @@ def _run(args: list[str] | None) -> None:
                 importlib.import_module(COMMANDS[words[0]].module).main(words[1:])
         elif words and words[0][:1].isalpha() and words[0] not in (known := CLI.subcommands()):
             raise ValueError(f"{words[0]!r} is no command; there are {', '.join([*known, *COMMANDS])}")
+        elif not words:
+            raise ValueError(f"which command? There are {', '.join([*CLI.subcommands(), *COMMANDS])}")
         else:
             build(args)
     except BaseException as error:
@@ -321,6 +350,7 @@ def _quiet() -> None:
         "dirpath has changed",
         "sync_dist=True",
         "returned a view tensor",
+        "no logger configured",
     ):
         warnings.filterwarnings("ignore", message=f".*{on_purpose}")
 

@@ -21,7 +21,7 @@ COMMANDS = {
     "collect": Command("wmact.rwml.collect", "plays and keeps what came of every action, for RWML"),
     "calibrate": Command("wmact.rwml.calibrate", "tells whether a reward has a signal on such a file"),
     "nano": Command("wmact.nano", "writes an untrained nano with the vocabulary of such files"),
-    "filter": Command("wmact.rwml.filter", "leaves out of it what the model predicts already"),
+    "filter": Command("wmact.rwml.filter", "leaves out of such a file what the model predicts already"),
 }
 HELP = "Further commands: " + "; ".join(f"{name} {command.does}" for name, command in COMMANDS.items()) + "."
 

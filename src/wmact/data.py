@@ -27,6 +27,7 @@ from wmact.models import load_tokenizer, resolve_model
 from wmact.module import AgentModule
 from wmact.processes import gather, largest, merged, place, share, together, told_to_stop, total
 from wmact.rollout import Limits, Task, deadline, play
+from wmact.strategies import PRECISIONS
 from wmact.types import Batch, Episode, Mean, Played, RolloutInterrupted, TrainingStopped
 from wmact.weight_sync import SyncedEngine, default_engine, too_short
 
@@ -52,9 +53,12 @@ class Evaluation:
 
     def __post_init__(self) -> None:
         if self.levels < 1 or self.samples < 1:
-            raise ValueError(f"evaluation of {self.levels} levels × {self.samples} samples: both must be at least 1")
+            given = f"levels={self.levels}, samples={self.samples}"
+            raise ValueError(f"data.validation, data.testing: {given}: both must be at least 1")
         if list(self.curve) != sorted(set(self.curve)) or not self.curve or self.curve[0] < 1:
-            raise ValueError(f"evaluation curve={list(self.curve)}: turn budgets of at least 1, ascending")
+            raise ValueError(
+                f"data.validation, data.testing: curve={list(self.curve)}: turn budgets of at least 1, ascending"
+            )
 
 
 class Plays:
@@ -87,7 +91,8 @@ class RolloutData(L.LightningDataModule):
         tell_rules: open every episode with the rules and the answer format; off for "nano", which knows them.
         rescale: scale the outcome by the share of effective actions (WMAct's reward rescaling).
         step_penalty: taken off for every action (WMAct's comparison: 0.1, in place of annealing).
-        engine: what generates; null takes vLLM where it is installed, else transformers.
+        engine: what generates; null takes vLLM where it is installed, else transformers, computing in what the
+            trainer computes in.
         concurrency: most episodes under way at once, of one process.
         validation: how the evaluations during training are played.
         testing: how `test` and `predict` play.
@@ -294,10 +299,8 @@ class RolloutData(L.LightningDataModule):
         with together():
             there_are = getattr(self._pools.one(spec).unwrapped, "num_levels", None)
             if there_are is not None and how.levels > there_are:
-                raise ValueError(
-                    f"evaluation of {how.levels} levels: {variant!r} has {there_are}; lower "
-                    "data.validation.levels or data.testing.levels to that"
-                )
+                name = "data.testing.levels" if how is self.testing else "data.validation.levels"
+                raise ValueError(f"{name}={how.levels}: {variant!r} has {there_are}; give that, or fewer")
         mine, samples = share(range(how.levels)), range(how.samples)
         tasks = [self._task(level, sample, EVALUATION) for level in mine for sample in samples]
         longest = max(self.max_turns, *how.curve)
@@ -318,8 +321,8 @@ class RolloutData(L.LightningDataModule):
         with together():
             if not hasattr(env, "read_place"):
                 raise ValueError(
-                    f"world_model=True: {spec.id} has no places to ask about; set it to false, or take an environment "
-                    "of wmact_envs"
+                    f"world_model=True: {spec.id} has no places to ask about; set data.validation.world_model and "
+                    "data.testing.world_model to false, or take an environment of wmact_envs"
                 )
             rules = protocol.instructions(env.rules, env.action_names, env.example_actions) if self.tell_rules else None
             tally = world_model.read_thoughts(env, episodes)
@@ -379,7 +382,8 @@ class RolloutData(L.LightningDataModule):
     def _sync(self) -> SyncedEngine:
         """The engine with the current weights in it."""
         if self._synced is None:
-            self.engine = self.engine or default_engine(self.trust_remote_code)
+            computes_in = PRECISIONS[self.trainer.precision] if self.trainer else "auto"
+            self.engine = self.engine or default_engine(computes_in, self.trust_remote_code)
             how = (self.temperature, self.max_logprob_gap, self.seed)
             self._synced = SyncedEngine(self.engine, self.model, self.chat, *how)
         return self._synced

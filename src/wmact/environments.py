@@ -1,11 +1,13 @@
 """Making environments, and keeping those that are made."""
 
+import inspect
 import itertools
 from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
 
 import gymnasium
+from gymnasium.envs.registration import load_env_creator
 
 from wmact.rollout import deadline
 
@@ -15,12 +17,17 @@ class EnvSpec:
     """An environment: what `gymnasium.make` is called with.
 
     Args:
-        id: gymnasium id, with its module before a colon: wmact_envs:wmact/Maze-v0.
+        id: gymnasium id, with the module that registers it before a colon; without one it is wmact_envs.
         kwargs: arguments of the environment.
     """
 
     id: str = "wmact_envs:wmact/Maze-v0"
     kwargs: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def name(self) -> str:
+        """The id with its module."""
+        return self.id if ":" in self.id else f"wmact_envs:{self.id}"
 
     def make(self) -> gymnasium.Env[str, str]:
         """Make one.
@@ -29,13 +36,21 @@ class EnvSpec:
             ValueError: there is no such environment, or it refuses its arguments.
         """
         try:
-            return gymnasium.make(self.id, disable_env_checker=True, **self.kwargs)
+            return gymnasium.make(self.name, disable_env_checker=True, **self.kwargs)
         except (gymnasium.error.Error, ImportError, TypeError, ValueError) as error:
             reason = " ".join(str(error).split())
             raise ValueError(
-                f"environment {self.id!r} with {self.kwargs}: {reason} (an id has its module before a "
-                "colon, as in wmact_envs:wmact/Maze-v0; kwargs are arguments of the environment's class)"
+                f"environment {self.id!r} with {self.kwargs}: {reason} (an id has its module before a colon, as in "
+                f"wmact_envs:wmact/Maze-v0; kwargs are arguments of the environment's class{self._arguments()})"
             ) from error
+
+    def _arguments(self) -> str:
+        """The names of those arguments, if the environment is known."""
+        with suppress(Exception):
+            creator: Any = gymnasium.spec(self.name.rpartition(":")[2]).entry_point
+            creator = load_env_creator(creator) if isinstance(creator, str) else creator
+            return f": {', '.join(inspect.signature(creator).parameters)}"
+        return ""
 
 
 @dataclass(frozen=True)

@@ -43,7 +43,7 @@ from wmact.models import LOGIT_BUDGET, load_model, load_tokenizer, resolve_model
 from wmact.policy_gradient import PolicyGradient
 from wmact.ppo import PPO
 from wmact.rollout import NO_ACTION
-from wmact.strategies import FSDP2, check_precision
+from wmact.strategies import FSDP2, PRECISIONS, check_precision
 from wmact.weight_sync import default_engine
 
 GIB = 2**30
@@ -51,7 +51,6 @@ LEVELS = 8  # whose texts are read
 MARKUP = 16  # tokens that a chat template puts around a message, where there is no template to look at
 RESERVE = 5 * GIB  # of a GPU, for what is not counted: CUDA, NCCL, the engine's own buffers, fragmentation
 STORED = 4  # bytes of a weight that is trained
-COMPUTING = {"32-true": torch.float32, "bf16-mixed": torch.bfloat16}  # by the trainer's precision
 
 
 # The experiment
@@ -72,13 +71,14 @@ class Experiment:
         module, self.data, self.trainer = (cli._get(cli.config_init, key) for key in ("model", "data", "trainer"))
         if not isinstance(module, PolicyGradient):
             raise ValueError(f"estimate knows PPO and GRPO, and model is {type(module).__name__}")
-        engine = self.data.engine or default_engine(self.data.trust_remote_code)
+        self.precision = self.trainer["precision"] or "32-true"
+        check_precision(self.precision, torch.device("cpu"))  # the devices meant are not here
+        self.computing = getattr(torch, PRECISIONS[self.precision])
+        engine = self.data.engine or default_engine(PRECISIONS[self.precision], self.data.trust_remote_code)
         if not isinstance(engine, VLLMEngine | TransformersEngine):
             raise ValueError(f"estimate knows VLLMEngine and TransformersEngine, and not {type(engine).__name__}")
         self.module, self.engine = module, engine
         self.on_gpu = self.trainer["accelerator"] != "cpu"
-        self.precision = self.trainer["precision"] or "32-true"
-        check_precision(self.precision, torch.device("cpu"))  # the devices meant are not here
         strategy = self.trainer["strategy"]
         self.sharded = isinstance(strategy, FSDP2)
         if not self.sharded and strategy not in ("auto", "ddp"):
@@ -99,7 +99,7 @@ class Experiment:
         devices = self.trainer["devices"]
         number = len(devices) if isinstance(devices, list) else 1 if devices == "auto" and not self.on_gpu else devices
         if not str(number).isdecimal() or int(number) < 1:
-            raise ValueError(f"trainer.devices={devices!r}: say how many with --devices")
+            raise ValueError(f"trainer.devices={devices!r}: give a number from 1 on with --devices")
         return int(number) * int(self.trainer["num_nodes"])
 
     def _texts(self) -> dict[str, tuple[int, int]]:
@@ -183,7 +183,7 @@ class Training(NamedTuple):
 def training_memory(run: Experiment) -> Training:
     """Of weights that are trained by AdamW with its two averages."""
     module, trunk = run.module, run.module.policy.lm.base_model
-    computing = COMPUTING[run.precision].itemsize
+    computing = run.computing.itemsize
     shards = run.processes if run.sharded else 1
     gradients = STORED * count_trainable(module) / shards
     if run.precision == "bf16-mixed" and not run.sharded:
@@ -191,7 +191,7 @@ def training_memory(run: Experiment) -> Training:
         kept = activations(module.policy, run.micro_batch, torch.float32) + computing * matrices(trunk)
         computing = STORED
     else:
-        kept = activations(module.policy, run.micro_batch, COMPUTING[run.precision])
+        kept = activations(module.policy, run.micro_batch, run.computing)
     # What goes into each layer, and one layer at a time (Chen et al. 2016, arXiv 1604.06174, section 4).
     layers = run.sizes.layers
     recomputed = computing * layers * run.sizes.hidden * run.micro_batch + kept / layers

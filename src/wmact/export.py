@@ -28,7 +28,7 @@ from wmact.files import new_folder
 from wmact.loggers import run_folder_of
 from wmact.lora import LoRA, Weights, adapted, fingerprint
 from wmact.models import load_model, load_tokenizer, resolve_model
-from wmact.study_file import read_yaml
+from wmact.settings import read_yaml
 from wmact.terms import terms_of, write_terms
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}

@@ -35,7 +35,7 @@ from transformers import PreTrainedTokenizerBase
 from wmact.collate import collate
 from wmact.commands import CommandParser
 from wmact.files import new_file
-from wmact.models import Policy, load_tokenizer
+from wmact.models import KNOWN, Policy, load_tokenizer
 from wmact.statistics import Estimate, bootstrap
 from wmact.types import Episode, Turn
 from wmact.view import columns
@@ -254,7 +254,7 @@ def main(args: Sequence[str]) -> None:
         ModuleNotFoundError: countryinfo is not installed.
     """
     parser = CommandParser("forgetting", __doc__)
-    parser.add_argument("model", help="a model folder, a hub id, 'nano' or 'smollm2'")
+    parser.add_argument("model", help=f"a model folder, a hub id, {KNOWN}")
     parser.add_argument("--start", help="what it was trained from: another such")
     parser.add_argument("--out", type=Path, metavar="FILE", help="write everything there too, as JSON")
     options = parser.parse_args(args)

@@ -248,11 +248,18 @@ class TensorBoard(TensorBoardLogger):
 
 
 def read_metrics(path: Path) -> dict[int, dict[str, str]]:
-    """Read a metrics.csv: step → the values of its row, as written, without the empty ones; {} if there is no file."""
+    """Read a metrics.csv: step → the values of its row, as written, without the empty ones; {} if there is no file.
+
+    Raises:
+        ValueError: it is damaged.
+    """
     if not path.exists():
         return {}
     with path.open(encoding="utf-8", newline="") as file:
-        return {int(row["step"]): {k: v for k, v in row.items() if v} for row in csv.DictReader(file)}
+        try:
+            return {int(row["step"]): {k: v for k, v in row.items() if v} for row in csv.DictReader(file)}
+        except (KeyError, ValueError) as error:
+            raise ValueError(f"{path}: the file is damaged, each row must begin with its step") from error
 
 
 def evaluation(rows: Mapping[int, Mapping[str, str]], step: int) -> dict[str, str]:

@@ -5,6 +5,7 @@ token is spent on padding and none sees another episode; everything else of the 
 """
 
 import itertools
+import textwrap
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -32,6 +33,8 @@ from wmact.types import Batch
 LOGIT_BUDGET = 2**24  # entries of logits in memory at once: 64 MiB in float32
 ASSETS = Path(__file__).parent / "assets"
 BUNDLED = {name: ASSETS / name for name in ("nano", "nano-maze", "nano-sokoban")}
+KNOWN = f"{', '.join(map(repr, BUNDLED))} or 'smollm2'"
+"""The models that need no hub and no folder, as errors name them."""
 TEMPLATES = {"plain": ASSETS / "plain.jinja"}
 
 
@@ -91,7 +94,7 @@ def resolve_model(model: str) -> str:
             raise ValueError(f"model={model!r}: the folder has no config.json; give a Hugging Face model folder")
         return str(path)
     if path.is_absolute() or model.startswith((".", "~")) or model.count("/") > 1:
-        raise ValueError(f"model={model!r}: no such folder; give a model folder, a hub id, 'nano' or 'smollm2'")
+        raise ValueError(f"model={model!r}: no such folder; give a model folder, a hub id, {KNOWN}")
     return model
 
 
@@ -101,11 +104,11 @@ def _one_line_errors(model: str, what: str) -> Iterator[None]:
     try:
         yield
     except (OSError, ValueError, ImportError, KeyError, RuntimeError, SafetensorError) as error:
-        reason = " ".join(str(error).split())[:200]
+        reason = textwrap.shorten(str(error), 200, placeholder=" …")
         there = "" if Path(model).is_dir() else f" (such as `hf download {model} --local-dir FOLDER` writes)"
         raise ValueError(
             f"model={model!r}: {what} cannot be loaded; give a Hugging Face model folder{there}, an id that the hub "
-            f"(or its local cache) has, or 'nano' ({reason})"
+            f"(or its local cache) has, or {KNOWN} ({reason})"
         ) from error
 
 

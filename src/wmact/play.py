@@ -27,7 +27,7 @@ from wmact.commands import CommandParser
 from wmact.endpoint import ChatCompletions, Endpoint, Messages, OneByOne, TokenCompletions
 from wmact.engines import Completion, Request
 from wmact.environments import EnvSpec
-from wmact.models import load_tokenizer, resolve_model
+from wmact.models import KNOWN, load_tokenizer, resolve_model
 from wmact.protocol import TAG
 from wmact.rollout import Conversation, Sampler, Task, play
 from wmact.terms import Terms, read_terms
@@ -130,7 +130,7 @@ def parse(args: Sequence[str]) -> argparse.Namespace:
         ValueError: it does not say who plays, or contradicts itself.
     """
     parser = CommandParser("play", __doc__)
-    parser.add_argument("model", nargs="?", help="who plays: a model folder, a hub id, 'nano' or 'smollm2'; or a URL")
+    parser.add_argument("model", nargs="?", help=f"who plays: a model folder, a hub id, {KNOWN}; or a URL")
     parser.add_argument("--env", required=True, metavar="ID", help="gymnasium id: wmact/Maze-v0, module:Env-v0")
     parser.add_argument("--env.kwargs", dest="kwargs", type=mapping, default={}, metavar="JSON", help="its arguments")
     parser.add_argument("--split", help="its argument of this name: train, val or test")
@@ -149,7 +149,7 @@ def parse(args: Sequence[str]) -> argparse.Namespace:
             parser.error(f"{options.model} and --url {options.url}: give one address")
         options.model, options.url = None, options.model
     if options.human == bool(options.model or options.url):
-        parser.error("who plays? Give a model folder, a hub id, 'nano' or --url, or else --human")
+        parser.error("who plays? Give either a model (or --url), or --human")
     if options.name and not options.url:
         parser.error(f"--model {options.name}: it is a model of a server, so give --url too; a folder stands alone")
     if options.level < 0 or options.seed < 0:
@@ -176,7 +176,7 @@ def main(args: Sequence[str]) -> None:
     terms = changed(terms, max_turns=options.turns, temperature=options.temperature)
     terms = changed(terms, limits=changed(terms.limits, turn_tokens=options.tokens))
     split = {"split": options.split} if options.split else {}
-    name = options.env if ":" in options.env else f"wmact_envs:{options.env}"
+    name = EnvSpec(options.env).name
     env = EnvSpec(name, terms.kwargs(name) | options.kwargs | split).make()
     with contextlib.ExitStack() as stack:
         stack.callback(env.close)

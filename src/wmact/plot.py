@@ -35,9 +35,13 @@ def read_curve(run: Path, metric: str) -> Curve:
     path = run / "metrics.csv"
     if not path.is_file():
         raise ValueError(f"{run}: no metrics.csv there; give the folder of a run, such as runs/maze/version_0")
-    points = [(step, float(row[metric])) for step, row in read_metrics(path).items() if metric in row]
+    rows = read_metrics(path)
+    points = [(step, float(row[metric])) for step, row in rows.items() if metric in row]
     if not points:
-        raise ValueError(f"{path}: nothing logged as {metric!r}")
+        kind = Path(metric).name  # of another variant it may be there
+        others = sorted({name for row in rows.values() for name in row if Path(name).name == kind})
+        way_out = f"there is {', '.join(others)}" if others else "is it the folder of a training?"
+        raise ValueError(f"{path}: nothing logged as {metric!r}; {way_out}")
     steps, values = zip(*sorted(points), strict=True)
     return np.array(steps), np.array(values)
 

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from wmact import protocol
 from wmact.callbacks import read_episodes
 from wmact.environments import EnvSpec, Variant
-from wmact.study_file import read_yaml
+from wmact.settings import read_yaml
 from wmact.types import Action, ActionKind, Episode
 from wmact.view import printable
 from wmact.world_model import Claim, claims

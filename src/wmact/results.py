@@ -23,7 +23,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from omegaconf import OmegaConf
 
 from wmact.callbacks import read_episodes
 from wmact.costs import count
@@ -31,6 +30,7 @@ from wmact.files import new_file
 from wmact.loggers import read_metrics
 from wmact.models import load_model
 from wmact.plot import Curve
+from wmact.settings import read_yaml
 from wmact.statistics import Floats
 from wmact.study_file import Study, read_study
 
@@ -89,7 +89,7 @@ def collect(arm: str, seed: int, trained: Path, tested: Path, facts: Row) -> Res
     Raises:
         ValueError: its test wrote no episodes, or its training no metrics.
     """
-    config: Any = OmegaConf.to_container(OmegaConf.load(trained / "config.yaml"))
+    config = read_yaml(trained / "config.yaml")
     data, settings = config["data"]["init_args"], config["model"]["init_args"]
     model = settings["model"]
     episodes = [record for path in sorted(tested.glob("episodes*.jsonl")) for record in read_episodes(path)]

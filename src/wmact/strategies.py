@@ -3,7 +3,7 @@
 import atexit
 import subprocess
 import time
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from lightning.pytorch import Trainer
@@ -13,9 +13,11 @@ from lightning.pytorch.trainer.connectors.signal_connector import _SignalConnect
 from wmact.processes import several, stop_all
 
 GRACE = 10.0  # seconds that the other processes have to end after the first
-PRECISIONS = ("32-true", "bf16-mixed")
-"""Weights are float32 in both. With bf16-true rewards and counts of tokens would be bfloat16 too, and a step of a usual
-learning rate would change no weight; with 16-mixed gradients would be clipped while they are scaled up.
+PRECISIONS: dict[Any, Literal["float32", "bfloat16"]] = {"32-true": "float32", "bf16-mixed": "bfloat16"}
+"""What each computes in; weights are float32 in both.
+
+With bf16-true rewards and counts of tokens would be bfloat16 too, and a step of a usual learning rate would change no
+weight; with 16-mixed gradients would be clipped while they are scaled up.
 """
 
 

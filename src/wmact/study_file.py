@@ -13,11 +13,10 @@ from pathlib import Path
 from typing import Any
 
 from jsonargparse import ArgumentError, ArgumentParser
-from omegaconf import OmegaConf
-from yaml import YAMLError
 
 from wmact.cli import reason
 from wmact.models import BUNDLED
+from wmact.settings import by_name, read_yaml
 
 
 @dataclass(frozen=True)
@@ -87,20 +86,6 @@ def read_study(path: Path) -> Study:
         raise ValueError(f"{path}: {error}") from None
 
 
-def read_yaml(path: str | Path) -> Any:
-    """Read a YAML file as plain data, references unresolved; a key that stands there twice is an error.
-
-    Raises:
-        ValueError: there is no such file, or it is no YAML.
-    """
-    try:
-        return OmegaConf.to_container(OmegaConf.load(path))
-    except OSError as error:
-        raise ValueError(f"{path}: {error.strerror or error}") from None
-    except YAMLError as error:
-        raise ValueError(f"{path}: {error}") from None
-
-
 def fingerprint(words: Sequence[str]) -> str:
     """Name what words mean: the words, and what stands in the configuration files they name (comments apart).
 
@@ -121,7 +106,7 @@ def weights(words: Sequence[str]) -> str:
     meant: dict[str, Any] = {}
     for option, value in _options(words):
         name = option.removeprefix("--").replace(".init_args", "")
-        for key, content in _settings(read_yaml(value) if name == "config" else {name: value}):
+        for key, content in by_name(read_yaml(value) if name == "config" else {name: value}):
             meant = {other: held for other, held in meant.items() if not f"{other}.".startswith(f"{key}.")}
             meant[key] = content
     texts = dict.fromkeys(text for content in meant.values() for text in _texts(content))
@@ -139,15 +124,6 @@ def _options(words: Sequence[str]) -> Iterator[tuple[str, str]]:
     """Every option with its value, which is the next word or stands behind a sign: --model.model=FOLDER."""
     parts = [part for word in words for part in (word.split("=", 1) if word.startswith("--") else [word])]
     return ((option, value) for option, value in itertools.pairwise(parts) if option.startswith("--"))
-
-
-def _settings(content: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Every value of a configuration by its name on the command line, which leaves `init_args` out."""
-    if not isinstance(content, dict) or not content:
-        yield prefix, content
-        return
-    for key, inner in content.items():
-        yield from _settings(inner, prefix if key == "init_args" else f"{prefix}.{key}".lstrip("."))
 
 
 def _texts(content: Any) -> Iterator[str]:

@@ -8,7 +8,7 @@ from lightning.pytorch.utilities import rank_zero_only
 
 from wmact.chat import Chat
 from wmact.collate import collate
-from wmact.engines import Engine, EngineFailed, Request, TransformersEngine, VLLMEngine, generate
+from wmact.engines import Dtype, Engine, EngineFailed, Request, TransformersEngine, VLLMEngine, generate
 from wmact.models import resolve_model
 from wmact.module import AgentModule
 from wmact.processes import gather, stop_all, together
@@ -108,7 +108,8 @@ class SyncedEngine:
             if not gap <= self.max_logprob_gap:
                 raise TrainingStopped(
                     f"after loading the weights the engine's log-probabilities differ from the trainer's by {gap:.3g} "
-                    f"a token (data.max_logprob_gap={self.max_logprob_gap}): the engine does not hold these weights"
+                    f"a token (data.max_logprob_gap={self.max_logprob_gap}): the engine does not hold these weights, "
+                    "or one of them computes in bfloat16, where 0.2 is a usual limit"
                 )
 
     def _probes(self, version: int) -> Batch:
@@ -126,13 +127,13 @@ class SyncedEngine:
         return collate(probes)
 
 
-def default_engine(trust_remote_code: bool = False) -> Engine:
+def default_engine(dtype: Dtype = "auto", trust_remote_code: bool = False) -> Engine:
     """vLLM where it is installed, else transformers, saying so in one line."""
     if importlib.util.find_spec("vllm"):
-        return VLLMEngine(trust_remote_code=trust_remote_code)
+        return VLLMEngine(dtype, trust_remote_code=trust_remote_code)
     way_out = "pip install --no-deps -r requirements-cpu.txt, or -e '.[gpu]' where there is a GPU"
     rank_zero_only(print)(f"vLLM is not installed: playing with the transformers engine, more slowly ({way_out})")
-    return TransformersEngine(trust_remote_code=trust_remote_code)
+    return TransformersEngine(dtype, trust_remote_code=trust_remote_code)
 
 
 def too_short(engine: Engine, prompt: int) -> ValueError:

@@ -7,9 +7,12 @@ the slowest of its batch.
 
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from typing import Any, Literal, NamedTuple, Protocol
 
 import torch
+
+Dtype = Literal["auto", "float32", "bfloat16", "float16"]
+"""Of weights and arithmetic; "auto" is the checkpoint's."""
 
 
 class EngineFailed(RuntimeError):

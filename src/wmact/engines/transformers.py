@@ -7,12 +7,13 @@ request leaves its keys and values in its slot, where the next turn of the same 
 
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 
 from .base import (
     Completion,
+    Dtype,
     Request,
     check_request,
     check_sampling,
@@ -68,7 +69,7 @@ class TransformersEngine:
 
     def __init__(
         self,
-        dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto",
+        dtype: Dtype = "auto",
         device: str = "auto",
         max_num_seqs: int = 128,
         max_model_len: int | None = None,

@@ -14,12 +14,13 @@ import weakref
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 
 from .base import (
     Completion,
+    Dtype,
     EngineFailed,
     Request,
     check_request,
@@ -66,7 +67,7 @@ class VLLMEngine:
 
     def __init__(
         self,
-        dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto",
+        dtype: Dtype = "auto",
         max_model_len: int | None = None,
         max_num_seqs: int = 128,
         kv_cache_gib: float | None = None,

@@ -57,7 +57,7 @@ def by_model(
         told: called with the number of episodes done, now and then.
         how: passed on to `play`.
     """
-    data.engine = data.engine or default_engine(data.trust_remote_code)
+    data.engine = data.engine or default_engine(trust_remote_code=data.trust_remote_code)
     data.engine.start(resolve_model(data.model), stop_token_ids=data.chat.stop_token_ids, temperature=data.temperature)
     episodes = play(
         envs,
