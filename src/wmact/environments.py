@@ -1,5 +1,6 @@
 """Making environments, and keeping those that are made."""
 
+import importlib
 import inspect
 import itertools
 from contextlib import suppress
@@ -29,6 +30,19 @@ class EnvSpec:
         """The id with its module."""
         return self.id if ":" in self.id else f"wmact_envs:{self.id}"
 
+    @property
+    def arguments(self) -> list[str]:
+        """The names of the arguments that it takes; [] where there is no such environment.
+
+        Raises:
+            ImportError: there is no such module.
+        """
+        module, _, name = self.name.rpartition(":")
+        importlib.import_module(module)
+        entry = getattr(gymnasium.registry.get(name), "entry_point", None)
+        make = load_env_creator(entry) if isinstance(entry, str) else entry
+        return list(inspect.signature(make).parameters) if make else []
+
     def make(self) -> gymnasium.Env[str, str]:
         """Make one.
 
@@ -38,19 +52,13 @@ class EnvSpec:
         try:
             return gymnasium.make(self.name, disable_env_checker=True, **self.kwargs)
         except (gymnasium.error.Error, ImportError, TypeError, ValueError) as error:
-            reason = " ".join(str(error).split())
+            reason, known = " ".join(str(error).split()), ""
+            with suppress(ImportError):
+                known = f": {', '.join(self.arguments)}" if self.arguments else ""
             raise ValueError(
                 f"environment {self.id!r} with {self.kwargs}: {reason} (an id has its module before a colon, as in "
-                f"wmact_envs:wmact/Maze-v0; kwargs are arguments of the environment's class{self._arguments()})"
+                f"wmact_envs:wmact/Maze-v0; kwargs are arguments of the environment's class{known})"
             ) from error
-
-    def _arguments(self) -> str:
-        """The names of those arguments, if the environment is known."""
-        with suppress(Exception):
-            creator: Any = gymnasium.spec(self.name.rpartition(":")[2]).entry_point
-            creator = load_env_creator(creator) if isinstance(creator, str) else creator
-            return f": {', '.join(inspect.signature(creator).parameters)}"
-        return ""
 
 
 @dataclass(frozen=True)

@@ -4,15 +4,11 @@ A model that was never told the rules, or reads mazes as coordinates only, looks
 """
 
 import dataclasses
-import importlib
-import inspect
 import json
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import gymnasium
-from gymnasium.envs.registration import load_env_creator
 from jsonargparse import ArgumentError, ArgumentParser
 
 from wmact.cli import reason
@@ -54,19 +50,9 @@ class Terms:
             env: gymnasium id with its module before a colon.
         """
         module = env.partition(":")[0]
-        known = {spec.id: spec.kwargs for spec in self.envs if spec.id.startswith(f"{module}:")}
+        known = {spec.name: spec.kwargs for spec in self.envs if spec.name.startswith(f"{module}:")}
         layouts = [{"layout": kwargs["layout"]} for kwargs in known.values() if "layout" in kwargs]
-        return dict(known.get(env, layouts[0] if layouts and has_layout(env) else {}))
-
-
-def has_layout(env: str) -> bool:
-    """Tell whether an environment, a gymnasium id with its module before a colon, takes the argument `layout`."""
-    module, _, name = env.rpartition(":")
-    if module:
-        importlib.import_module(module)
-    entry = getattr(gymnasium.registry.get(name), "entry_point", None)  # of one that is not there making it will tell
-    make = load_env_creator(entry) if isinstance(entry, str) else entry
-    return make is not None and "layout" in inspect.signature(make).parameters
+        return dict(known.get(env, layouts[0] if layouts and "layout" in EnvSpec(env).arguments else {}))
 
 
 def terms_of(content: Any, source: Path) -> Terms:
