@@ -90,8 +90,8 @@ def test_plain_lines_without_a_terminal(fit: Callable[..., Any], capsys: pytest.
     shown = capsys.readouterr()
     assert [line for line in shown.out.splitlines() if re.match("iteration|evaluation", line)] == [
         "iteration 1/3  success 0.00  L_max 6  reward 0.00  N_eff/N 1.00",
+        "iteration 2/3  success 0.00  L_max 6  reward 0.00  N_eff/N 1.00",
         "evaluation after 2 iterations  standard:  single-turn 0.250",
-        "iteration 2/3  success 0.00  single-turn 0.25  L_max 6  reward 0.00  N_eff/N 1.00",
         "iteration 3/3  success 0.00  single-turn 0.25  L_max 6  reward 0.00  N_eff/N 1.00",
     ]
     assert "\x1b" not in shown.out + shown.err

@@ -91,6 +91,7 @@ class IterationProgress(ProgressBar):
         self._enabled = True
         self._bar: tqdm | None = None
         self._trained = False  # whether this epoch had a batch: Lightning may end one again on resume, without
+        self._told = False  # whether its figures were shown
 
     def enable(self) -> None:
         """Show progress."""
@@ -126,16 +127,19 @@ class IterationProgress(ProgressBar):
         """The update is over."""
         self._trained = True
 
+    def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Show the figures of the iteration that it comes after."""
+        self._tell(trainer)
+
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Show the figures of a validation; on its own, outside a fit, the command line prints them."""
         if trainer.state.fn == "fit" and not trainer.sanity_checking:
             self.print(eval_line(trainer.current_epoch + self._trained, trainer.callback_metrics))
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Show the figures of an iteration."""
-        if self._trained:
-            self._show(trainer.current_epoch + 1, trainer.max_epochs, progress_figures(trainer.callback_metrics))
-        self._trained = False
+        """Show the figures of an iteration, if no validation has come between."""
+        self._tell(trainer)
+        self._trained = self._told = False
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Leave the bar as it is."""
@@ -145,7 +149,12 @@ class IterationProgress(ProgressBar):
         """Leave the bar as it is, so that the message stands below it."""
         self._close()
 
-    def _show(self, iteration: int, total: int | None, figures: list[str]) -> None:
+    def _tell(self, trainer: Trainer) -> None:
+        if not self._trained or self._told:
+            return
+        self._told = True
+        iteration, total = trainer.current_epoch + 1, trainer.max_epochs
+        figures = progress_figures(trainer.callback_metrics)
         if self._bar is not None:
             self._bar.set_postfix_str("  ".join(figures), refresh=False)
             self._bar.update()
