@@ -500,7 +500,7 @@ def test_a_checkpoint_of_another_model(finished: Path, tmp_path: Path, capsys: p
     options = ["fit", "--config", str(finished / "config.yaml"), "--ckpt_path", checkpoint]
     assert "reference" in refused(capsys, *options, "--model.kl_coef", "0.1")
     line = refused(capsys, *options, "--model.critic", "shared")
-    assert "is wmact.ppo.PPO's with critic='separate', but model is PPO with critic='shared'" in line
+    assert "was trained by wmact.ppo.PPO with critic='separate', but model is PPO with critic='shared'" in line
     assert lost(finished) == before
     assert (finished / "config.yaml").read_bytes() == config
 

@@ -312,10 +312,10 @@ def test_a_run_cannot_go_on_otherwise(doors: str, tmp_path: Path, capsys: pytest
     run = fit(tmp_path, doors, "--trainer.max_epochs", "1")
     go_on = ["fit", "--config", str(run / "config.yaml"), "--ckpt_path", str(run / "checkpoints" / "last.ckpt")]
     line = refused(capsys, *go_on, "--model.lora.alpha", "16")
-    assert "trained with lora={'r': 4, 'alpha': 8" in line
-    assert "model.lora={'r': 4, 'alpha': 16" in line
-    assert line.endswith("'target_modules': None}")
-    assert "model.lora=None" in refused(capsys, *go_on, "--model.lora", "null")
+    assert "trained by wmact.ppo.PPO with lora={'r': 4, 'alpha': 8" in line
+    assert "but model is PPO with lora={'r': 4, 'alpha': 16" in line
+    assert line.endswith("'target_modules': None}; give it with the config.yaml of its run")
+    assert "PPO with lora=None" in refused(capsys, *go_on, "--model.lora", "null")
     model = AutoModelForCausalLM.from_pretrained(doors)
     with torch.no_grad():
         model.model.norm.weight += 0.1

@@ -97,8 +97,8 @@ def check_checkpoint(path: str, model: LightningModule) -> None:
         if before != now:
             trained_by = checkpoint["hyper_parameters"].get("_class_path", "another class")
             raise ValueError(
-                f"ckpt_path={path!r} is {trained_by}'s with {name}={before!r}, but model is {type(model).__name__} "
-                f"with {name}={now!r}; give it with the config.yaml of its run"
+                f"ckpt_path={path!r} was trained by {trained_by} with {name}={before!r}, but model is "
+                f"{type(model).__name__} with {name}={now!r}; give it with the config.yaml of its run"
             )
     ours = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
     theirs = {name: tuple(tensor.shape) for name, tensor in weights.items()}
