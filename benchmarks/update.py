@@ -3,7 +3,7 @@
 The bare pass takes the same micro-batches of the same packed episodes through the same attention, and the output layer
 on the sampled positions only; it has no advantages, statistics, entropy, guards, clipping, optimizer or logging. Beside
 it, for information, the naive way: episodes padded to the longest of their micro-batch, masked attention, and logits
-for every position.
+for every position; and the bare pass in the other of the two precisions, as not every CPU gains by bfloat16.
 
 Everything runs inside one Lightning training step, so that the measured one is a real one.
 """
@@ -86,15 +86,23 @@ class Naive:
 
 def main() -> None:
     report = compare.Report(__doc__ or "", pairs=5, levels=5, token_budget=16384, model="nano", precision="32-true")
-    model = report.args.model
+    model, lower = report.args.model, report.args.precision == "32-true"
+    other = "bare in bfloat16" if lower else "bare in float32"
     batch = collate(load.random_episodes(report.args.levels, model))
     timings: dict[str, list[compare.Timing]] = {}
 
     def act(host: Host, batch: Batch) -> None:
         micros = batch.split(host.settings.token_budget)
+        bare = Bare(host, micros)
+
+        def bare_in_the_other() -> None:
+            with torch.autocast("cpu", torch.bfloat16, enabled=lower):
+                bare()
+
         sides: dict[str, Callable[[], None]] = {
             "training_step": lambda: host.take_step(batch),
-            "bare": Bare(host, micros),
+            "bare": bare,
+            other: bare_in_the_other,
             "naive": Naive(resolve_model(model), micros),
         }
         timings.update(compare.interleave(sides, report.args.pairs, before=host.zero_grad))
@@ -112,6 +120,9 @@ def main() -> None:
         ratio = compare.ratios(timings, name, "training_step")
         report.add(f"training_step ÷ {name}", ratio["wall"], aim)
         report.add(f"training_step ÷ {name}, processor time", ratio["cpu"])
+    ratio = compare.ratios(timings, "bare", other)
+    report.add(f"{other} ÷ bare", ratio["wall"], "for information")
+    report.add(f"{other} ÷ bare, processor time", ratio["cpu"])
     report.finish()
 
 
