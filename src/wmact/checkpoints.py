@@ -5,10 +5,10 @@ the middle, it leaves half a checkpoint under the name of the last good one. It 
 """
 
 import fcntl
-import pickle
-import zipfile
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import IO, Any
+from zipfile import BadZipFile, ZipFile
 
 import torch
 from lightning.fabric.plugins import TorchCheckpointIO
@@ -16,10 +16,7 @@ from lightning.pytorch import LightningModule
 
 from wmact.files import new_file
 
-UNREADABLE = (
-    *(RuntimeError, OSError, EOFError, ValueError, LookupError, AttributeError),
-    *(pickle.UnpicklingError, zipfile.BadZipFile),
-)
+UNREADABLE = (RuntimeError, OSError, EOFError, ValueError, LookupError, AttributeError, UnpicklingError, BadZipFile)
 """What reading a file raises that is no checkpoint, or a damaged one."""
 
 
@@ -69,7 +66,7 @@ def read_checkpoint(path: str) -> dict[str, Any]:
         raise ValueError(f"ckpt_path={path!r}: no such file; give a checkpoint file, such as RUN/checkpoints/last.ckpt")
     try:
         checkpoint = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-        with zipfile.ZipFile(path) as parts:
+        with ZipFile(path) as parts:
             if damaged := parts.testzip():  # torch writes checksums and does not look at them
                 raise ValueError(f"{damaged} is not as it was written")
     except UNREADABLE as error:

@@ -54,7 +54,8 @@ class EnvSpec:
         except (gymnasium.error.Error, ImportError, TypeError, ValueError) as error:
             reason, known = " ".join(str(error).split()), ""
             with suppress(ImportError):
-                known = f": {', '.join(self.arguments)}" if self.arguments else ""
+                if names := self.arguments:
+                    known = f": {', '.join(names)}"
             raise ValueError(
                 f"environment {self.id!r} with {self.kwargs}: {reason} (an id has its module before a colon, as in "
                 f"wmact_envs:wmact/Maze-v0; kwargs are arguments of the environment's class{known})"
