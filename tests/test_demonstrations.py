@@ -194,10 +194,10 @@ def in_nanos_words(english: str) -> str:
     """The thought of a reply, translated back."""
     (thought,) = re.findall(r"<think>(.*)</think>", english)
     for pattern, nano in {
-        r"No, it (.*?)\.": r"no \1",
-        r"Going (\w+) (.*?)\.": r"\1 \2",
-        r"leads to (\S+)": r"\1",
-        "hits a wall": BLOCKED,
+        r" to (\S+) open\. No, wall\.": f" claim no {BLOCKED}",  # of the cell ahead; nano claims the one it is on
+        r" to (\S+) wall\. No, open\.": rf" {BLOCKED} no \1",
+        r" to (\S+) open\.": r" \1",
+        r" to (\S+) wall\.": f" {BLOCKED}",
         r"I am at (\S+)\.": r"\1",
     }.items():
         thought = re.sub(pattern, nano, thought)
@@ -213,7 +213,9 @@ def test_english_says_what_nanos_words_say(manner: Manner) -> None:
                 demonstrate(env, np.random.default_rng(seed), manner, wording) for wording in (Wording(), ENGLISH)
             )
             thought, plan = read(nano)
-            assert in_nanos_words(english).split() == thought
+            assert in_nanos_words(english) == re.sub(
+                rf"\S+ no {re.escape(BLOCKED)}", f"claim no {BLOCKED}", " ".join(thought)
+            )
             answer = protocol.parse(english, env.action_names)
             assert answer.format == "valid"
             assert answer.actions == [word for word in plan if not word.startswith("(")]
@@ -225,24 +227,22 @@ def test_english_word_by_word() -> None:
     env.state = env.maze.start
     surest = Manner(patience=1.0, insight=1.0, slip=0.0, careless=0.0, impulse=0.0, longest=2)
     assert demonstrate(env, np.random.default_rng(0), surest, ENGLISH) == (
-        "<think>I am at (1,1). Going down leads to (2,1). Going down leads to (3,1).</think>\n"
-        "<action>down, down</action>"
+        "<think>I am at (1,1). down to (2,1) open. down to (3,1) open.</think>\n<action>down, down</action>"
     )
     blundering = Manner(patience=0.0, short_mean=1.0, insight=0.0, notice=0.0, slip=1.0, impulse=0.0)
     said = {demonstrate(env, np.random.default_rng(seed), blundering, ENGLISH).splitlines()[0] for seed in range(40)}
     assert said == {
-        "<think>I am at (1,1). Going down hits a wall. No, it leads to (2,1).</think>",
-        *(
-            f"<think>I am at (1,1). Going {action} leads to (1,1). No, it hits a wall.</think>"
-            for action in ("up", "left", "right")
-        ),
+        "<think>I am at (1,1). down to (2,1) wall. No, open.</think>",
+        "<think>I am at (1,1). up to (0,1) open. No, wall.</think>",
+        "<think>I am at (1,1). left to (1,0) open. No, wall.</think>",
+        "<think>I am at (1,1). right to (1,2) open. No, wall.</think>",
     }
 
 
 @pytest.mark.parametrize(
     ("name", "text", "known"),
     [
-        ("step", "Going {move}", "{action} and {outcome}"),
+        ("step", "Going {move}", "{action} and {ahead} and {outcome}"),
         ("start", "{}", "{place}"),
         ("leads", "{place", "{place}"),
         ("reply", "{thought.text}", "{thought} and {plan}"),
@@ -573,12 +573,16 @@ def test_limits_that_leave_nothing_to_learn_from(data: Callable[..., Demonstrati
 
 def test_a_world_that_cannot_be_demonstrated_so(tiny_model: Path) -> None:
     cart = EnvSpec("CartPole-v1")
-    for how, told in (
-        (None, r"place\(\) to demonstrate with; give it a walkthrough"),
-        (Walkthrough(), r"solution\(\) to demonstrate with"),
+    for world, told in (
+        (World(cart), r"CartPole-v1 has no place\(\) to demonstrate with; give it a walkthrough"),
+        (World(cart, walkthrough=Walkthrough()), r"CartPole-v1 has no solution\(\) to demonstrate with"),
+        (
+            World(DOORS, wording=ENGLISH),
+            r"tiny_worlds:tiny/Doors-v0 has no ahead\(\) .*; leave \{ahead\} out of wording.step",
+        ),
     ):
-        made = DemonstrationData(worlds={"cart": World(cart, walkthrough=how)}, model=str(tiny_model))
-        with pytest.raises(ValueError, match=f"^data.worlds.cart: CartPole-v1 has no {told}$"):
+        made = DemonstrationData(worlds={"it": world}, model=str(tiny_model))
+        with pytest.raises(ValueError, match=f"^data.worlds.it: {told}$"):
             made.setup("fit")
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterable, Iterator, Mapping
 from functools import lru_cache
 
@@ -15,6 +16,12 @@ Walls = NDArray[np.bool_]
 
 MOVES: dict[str, Cell] = {"up": (-1, 0), "down": (1, 0), "left": (0, -1), "right": (0, 1)}
 """Actions as (row, column) steps. Their order breaks ties between equally short solutions."""
+
+
+def ahead(cell: Cell, action: str) -> Cell:
+    """Return the cell next to `cell` that `action` aims at, be it a wall or not."""
+    down, right = MOVES[action]
+    return cell[0] + down, cell[1] + right
 
 
 def told(cell: Cell) -> str:
@@ -34,6 +41,22 @@ def listed(walls: Walls, **things: Iterable[Cell]) -> str:
     Walls are told although they follow from the rest: to find a thing is easier than to find that it is absent.
     """
     return " ".join([_board(walls.tobytes(), walls.shape), *_lists(things)])
+
+
+def labelled(walls: Walls, **things: Iterable[Cell]) -> str:
+    """Tell a board with every inner cell's kind beside its name, then the cells of each of `things`.
+
+    What stands beside a name that was just said is what a language model finds most easily (Olsson et al. 2022, arXiv
+    2209.11895: induction heads).
+    """
+    return " ".join([_labels(walls.tobytes(), walls.shape), *_lists(things)])
+
+
+@lru_cache(maxsize=1024)
+def _labels(walls: bytes, shape: tuple[int, int]) -> str:
+    board = np.frombuffer(walls, bool).reshape(shape)
+    inner = itertools.product(*(range(1, length - 1) for length in shape))
+    return " ".join(["cells", *(f"{told(cell)} {'wall' if board[cell] else 'open'}" for cell in inner)])
 
 
 @lru_cache(maxsize=1024)

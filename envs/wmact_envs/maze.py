@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import itertools
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -57,8 +57,7 @@ class Maze:
 
 def move(walls: Walls, position: Cell, action: str) -> Cell:
     """Return the cell that `action` leads to: `position` itself when a wall is in the way."""
-    down, right = MOVES[action]
-    target = position[0] + down, position[1] + right
+    target = grid.ahead(position, action)
     return position if walls[target] else target
 
 
@@ -118,6 +117,15 @@ def list_cells(maze: Maze, position: Cell) -> str:
     (1,1)`.
     """
     return grid.listed(maze.walls, goal=[maze.goal], you=[position])
+
+
+def label_cells(maze: Maze, position: Cell) -> str:
+    """Tell the maze as inner cells in reading order, each with what it is, then the goal, then the player.
+
+    A 5 x 5 maze reads, for example, `cells (1,1) open (1,2) open (1,3) open (2,1) open (2,2) wall … goal (3,3) you
+    (1,1)`.
+    """
+    return grid.labelled(maze.walls, goal=[maze.goal], you=[position])
 
 
 def parse(text: str) -> Maze:
@@ -260,7 +268,14 @@ Cells are written (row,column), counted from (0,0) in the upper left corner. \
 Up takes one from the row, down adds one to it; left takes one from the column, right adds one to it.
 After "wall" come the walls, except those around the maze, after "open" the cells you can stand on, \
 after "goal" the cell to reach, after "you" your cell.""",
+    "labels": """\
+Cells are written (row,column), counted from (0,0) in the upper left corner. \
+Up takes one from the row, down adds one to it; left takes one from the column, right adds one to it.
+Beside each cell stands whether it is wall or open; around them all is wall. \
+After "goal" comes the cell to reach, after "you" your cell.""",
 }
+TELLERS: dict[str, Callable[[Maze, Cell], str]] = {"grid": draw, "cells": list_cells, "labels": label_cells}
+"""How each layout tells a maze with the player somewhere."""
 
 
 class MazeEnv(TextEnv):
@@ -288,7 +303,8 @@ class MazeEnv(TextEnv):
             split: "train", "val" or "test". No level of one split is in another, not even turned or mirrored; but
                 of 7×7 there are few boards, and splits share them, with other starts and goals. The test split of the
                 presets Standard and Hard is shipped with the package: 1,000 levels each.
-            layout: "grid" draws the maze; "cells" lists coordinates, for models that read a drawing badly.
+            layout: "grid" draws the maze; "cells" lists coordinates, for models that read a drawing badly; "labels"
+                tells beside each coordinate what is there, for those that find it badly in a list.
             render_mode: None, "ansi" (the drawing, whatever the layout) or "rgb_array".
 
         Raises:
@@ -318,11 +334,15 @@ class MazeEnv(TextEnv):
 
     def observe(self) -> str:
         """Return the maze as `layout` has it."""
-        return (draw if self.layout == "grid" else list_cells)(self.maze, self.state)
+        return TELLERS[self.layout](self.maze, self.state)
 
     def place(self) -> str:
         """Return the current cell, as in "(1,2)"."""
         return grid.told(self.state)
+
+    def ahead(self, action: str) -> str:
+        """Return the cell that an action aims at, be it a wall or not."""
+        return grid.told(grid.ahead(self.state, action))
 
     def read_place(self, text: str) -> Cell | None:
         """Return the cell written so, or None if it is no floor of this maze."""
@@ -354,10 +374,13 @@ class MazeEnv(TextEnv):
 
 
 def observation_space(size: int, layout: str) -> Text:
-    """Return the space of all observations at a size: exact length for "grid", an upper bound for "cells"."""
+    """Return the space of all observations at a size: exact length for "grid", an upper bound for the others."""
     if layout == "grid":
         length = size * (size + 1) - 1  # rows, and a newline between them
         return Text(min_length=length, max_length=length, charset="#.PG*\n")
     longest_cell = len(f" ({size - 1},{size - 1})")
-    length = len("wall open goal you") + (2 + size * size) * longest_cell
-    return Text(max_length=length, charset=frozenset("wall open goal you (,) 0123456789"))
+    words = "cells wall open goal you"
+    length = (
+        len(words) + (2 + size * size) * longest_cell + (size - 2) ** 2 * len(" open" if layout == "labels" else "")
+    )
+    return Text(max_length=length, charset=frozenset(words + " (,) 0123456789"))

@@ -65,7 +65,7 @@ class Manner:
 
 FILLED_IN: dict[str, tuple[str, ...]] = {
     "start": ("place",),
-    "step": ("action", "outcome"),
+    "step": ("action", "ahead", "outcome"),
     "leads": ("place",),
     "blocked": (),
     "correction": ("outcome",),
@@ -85,7 +85,8 @@ class Wording:
 
     Args:
         start: opens a thought; {place} is where it begins.
-        step: a simulated move; {action}, and as {outcome} what comes of it: one of the next two.
+        step: a simulated move; {action}, as {outcome} what comes of it: one of the next two, and as {ahead} the cell
+            that the action aims at, in environments that have an `ahead()`.
         leads: the outcome of an action that changes something, with its {place}.
         blocked: the outcome of one that changes nothing.
         correction: takes the outcome before it back; {outcome} is the right one.
@@ -202,14 +203,16 @@ def demonstrate(
     for _ in range(moves):
         before, before_place = simulator.state, simulator.place()
         action = choose(simulator, tried.setdefault(before, []), rng, manner)
+        ahead = simulator.ahead(action) if "{ahead}" in wording.step else None
         _, _, terminated, _, info = simulator.step(action)
         place = simulator.place() if info["effective"] else None
+        said = {"action": action, "ahead": ahead}
         if rng.random() < manner.slip:
             wrong = wording.outcome(before_place if place is None else None)
-            thought.append(wording.step.format(action=action, outcome=wrong))
+            thought.append(wording.step.format(outcome=wrong, **said))
             thought.append(wording.correction.format(outcome=wording.outcome(place)))
         else:
-            thought.append(wording.step.format(action=action, outcome=wording.outcome(place)))
+            thought.append(wording.step.format(outcome=wording.outcome(place), **said))
         tried[before].append(action)
         if terminated:
             break
@@ -355,9 +358,14 @@ class DemonstrationData(ShownData):
         for name, world in self.worlds.items():
             env = world.env.make()
             env.close()
-            needed, way_out = ("solution", "") if world.walkthrough else ("place", "; give it a walkthrough")
-            if not hasattr(env.unwrapped, needed):
-                raise ValueError(f"data.worlds.{name}: {world.env.id} has no {needed}() to demonstrate with{way_out}")
+            needed = {"solution": ""} if world.walkthrough else {"place": "; give it a walkthrough"}
+            if not world.walkthrough and "{ahead}" in world.wording.step:
+                needed["ahead"] = "; leave {ahead} out of wording.step"
+            for method, way_out in needed.items():
+                if not hasattr(env.unwrapped, method):
+                    raise ValueError(
+                        f"data.worlds.{name}: {world.env.id} has no {method}() to demonstrate with{way_out}"
+                    )
 
     def shown(self, number: int) -> Episode:
         """A level, played by the demonstrator."""

@@ -103,6 +103,11 @@ def test_observations_by_hand():
     walls = "(1,4) (2,2) (2,4) (3,2) (4,2) (4,3) (4,4)"  # the 5 * 5 = 25 inner cells less 18 open ones
     assert maze.list_cells(m, (1, 1)) == f"wall {walls} open {open_cells} goal (5,3) you (1,1)"
     assert maze.list_cells(m, (5, 3)) == f"wall {walls} open {open_cells} goal (5,3) you (5,3)"
+    labels = " ".join(
+        f"({r},{c}) {'wall' if f'({r},{c})' in walls else 'open'}" for r in range(1, 6) for c in range(1, 6)
+    )
+    assert maze.label_cells(m, (1, 1)) == f"cells {labels} goal (5,3) you (1,1)"
+    assert maze.label_cells(m, (5, 3)) == f"cells {labels} goal (5,3) you (5,3)"
 
 
 def test_parse_reads_what_draw_writes():
@@ -202,7 +207,7 @@ def test_no_global_generator_is_touched():
         ({"min_length": 17}, "min_length=17: .* 1 to 16 moves; lower"),  # 3 * 3 odd cells in a line: 2 * 8 = 16
         ({"min_length": 9, "loops": 1.0}, "min_length=9: .* 1 to 8 moves"),  # corner to corner of the open grid: 4 + 4
         ({"split": "dev"}, "split='dev': use one of train, val, test"),
-        ({"layout": "json"}, "layout='json': use one of grid, cells"),
+        ({"layout": "json"}, "layout='json': use one of grid, cells, labels"),
         ({"render_mode": "human"}, "render_mode='human': use None or one of ansi, rgb_array"),
     ],
 )
@@ -328,7 +333,7 @@ def test_freezing_more_levels_than_there_are_is_refused():
 
 
 @pytest.mark.parametrize("env_id", ["wmact/Maze-v0", "wmact/MazeHard-v0"])
-@pytest.mark.parametrize("layout", ["grid", "cells"])
+@pytest.mark.parametrize("layout", maze.LAYOUTS)
 @pytest.mark.parametrize("split", splits.SPLITS)
 def test_check_env(env_id, layout, split):
     with warnings.catch_warnings():
@@ -352,11 +357,24 @@ def test_made_with_arguments():
     assert "9 rows and 9 columns" in env.rules
 
 
+def test_the_cell_ahead_by_hand(monkeypatch):
+    monkeypatch.setattr(maze, "level", lambda *_: maze.parse(BY_HAND))
+    env = MazeEnv()
+    env.reset(seed=0)
+    assert {action: env.ahead(action) for action in MOVES} == {
+        "up": "(0,1)",
+        "down": "(2,1)",
+        "left": "(1,0)",
+        "right": "(1,2)",
+    }
+
+
 def test_rules_explain_the_layout_in_use():
-    grid, cells = MazeEnv(layout="grid").rules, MazeEnv(layout="cells").rules
+    grid, cells, labels = (MazeEnv(layout=layout).rules for layout in ("grid", "cells", "labels"))
     assert all(symbol in grid for symbol in ("# wall", ". floor", "P you", "G the goal", "* you on the goal"))
     assert all(word in cells for word in ("(row,column)", "(0,0)", '"you"', '"goal"', '"open"', '"wall"'))
-    assert "#" not in cells
+    assert all(word in labels for word in ("(row,column)", "(0,0)", '"you"', '"goal"', "Beside each cell", "open"))
+    assert "#" not in cells + labels
     assert '"open"' not in grid
 
 
@@ -378,7 +396,7 @@ def test_an_episode_on_a_frozen_level_word_for_word():
     assert "*" in observation
 
 
-@pytest.mark.parametrize("layout", ["grid", "cells"])
+@pytest.mark.parametrize("layout", maze.LAYOUTS)
 def test_steps_by_hand(layout, monkeypatch):
     monkeypatch.setattr(maze, "level", lambda *_: maze.parse(BY_HAND))
     env = MazeEnv(layout=layout)
@@ -388,8 +406,13 @@ def test_steps_by_hand(layout, monkeypatch):
     if layout == "grid":
         assert start == BY_HAND
     else:
-        assert start.startswith("wall (1,4) (2,2) (2,4) (3,2) (4,2) (4,3) (4,4) open (1,1) (1,2) (1,3) (1,5) (2,1) ")
-        assert start.endswith(" (5,4) (5,5) goal (5,3) you (1,1)")
+        assert start.startswith(
+            {
+                "cells": "wall (1,4) (2,2) (2,4) (3,2) (4,2) (4,3) (4,4) open (1,1) (1,2) (1,3) (1,5) (2,1) ",
+                "labels": "cells (1,1) open (1,2) open (1,3) open (1,4) wall (1,5) open (2,1) open (2,2) wall ",
+            }[layout]
+        )
+        assert start.endswith(" goal (5,3) you (1,1)")
     for action, valid in (("up", True), ("left", True), ("jump", False), ("", False)):  # two walls, two non-actions
         observation, reward, terminated, truncated, info = env.step(action)
         assert (observation, reward, terminated, truncated) == (start, 0.0, False, False)
@@ -428,7 +451,7 @@ def test_an_action_is_a_string(action):
         env.step(action)
 
 
-@pytest.mark.parametrize("layout", ["grid", "cells"])
+@pytest.mark.parametrize("layout", maze.LAYOUTS)
 def test_ten_thousand_random_and_fuzzed_actions(layout):
     rng = random.Random(0)
     env = MazeEnv(layout=layout)
