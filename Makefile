@@ -12,6 +12,8 @@ BIN       := $(VENV)/bin
 PIP       := $(BIN)/python -m pip --disable-pip-version-check
 INSTALLED := $(VENV)/.installed-$(EXTRA)
 WARM      := runs/smollm2-warmstart/model
+# bfloat16 where the processor multiplies matrices in it (AMX): on others it can be the slower one.
+PRECISION ?= $(if $(shell grep -om1 amx_bf16 /proc/cpuinfo 2>/dev/null),bf16-mixed,32-true)
 # The newest checkpoint of the runs of a name, if there is one.
 go_on      = $(addprefix --ckpt_path ,$(firstword $(shell ls -t runs/$(1)/version_*/checkpoints/last.ckpt 2>/dev/null)))
 # A compiler may be missing, and then the rest is as good without it.
@@ -31,12 +33,13 @@ maze: env ## train an agent on mazes, on this machine
 
 smollm2: env $(WARM)/tokenizer.json ## the same with SmolLM2-135M-Instruct: a warm start, then training, hours on a CPU
 	$(BIN)/python -m wmact fit --config configs/maze.yaml --config configs/models/smollm2.yaml \
-	  $(call go_on,smollm2) $(ARGS)
+	  --trainer.precision $(PRECISION) $(call go_on,smollm2) $(ARGS)
 
 # Written last of the folder's files. What exists is not made again; what was interrupted goes on.
 $(WARM)/tokenizer.json: | env
 	@echo "warm start: the model goes to $(WARM)"
-	$(BIN)/python -m wmact fit --config configs/warmstart/smollm2.yaml $(call go_on,smollm2-warmstart)
+	$(BIN)/python -m wmact fit --config configs/warmstart/smollm2.yaml --trainer.precision $(PRECISION) \
+	  $(call go_on,smollm2-warmstart)
 
 alfworld: env ## install ALFWorld's engine, if `make env` could not (some minutes: its planner is compiled)
 	PATH="$(abspath $(BIN)):$$PATH" $(PIP) install $(if $(filter cpu,$(EXTRA)),--no-deps -r requirements-alfworld.txt,-e '.[alfworld]')
