@@ -418,6 +418,13 @@ def test_a_solution_that_is_known_at_the_beginning_alone_is_followed_to_its_end(
     assert replies(env, Walkthrough(thought="", reply="{plan}"), 9) == ["look", "take"]
 
 
+def test_a_walkthrough_can_say_the_task_again() -> None:
+    env: Any = SimpleNamespace(one_action=True, solution=iter([["look", "take"], None]).__next__, task="find a key")
+    env.unwrapped = env
+    retelling = Walkthrough(thought="I must {task}, so I {action}.", reply="{thought} {plan}")
+    assert replies(env, retelling, 9) == ["I must find a key, so I look. look", "I must find a key, so I take. take"]
+
+
 def test_a_walkthrough_needs_a_solution() -> None:
     unsolvable: Any = SimpleNamespace(solution=lambda: None)
     unsolvable.unwrapped = unsolvable
@@ -573,16 +580,15 @@ def test_limits_that_leave_nothing_to_learn_from(data: Callable[..., Demonstrati
 
 def test_a_world_that_cannot_be_demonstrated_so(tiny_model: Path) -> None:
     cart = EnvSpec("CartPole-v1")
+    retelling = Walkthrough(thought="{task}: {action}")
     for world, told in (
-        (World(cart), r"CartPole-v1 has no place\(\) to demonstrate with; give it a walkthrough"),
-        (World(cart, walkthrough=Walkthrough()), r"CartPole-v1 has no solution\(\) to demonstrate with"),
-        (
-            World(DOORS, wording=ENGLISH),
-            r"tiny_worlds:tiny/Doors-v0 has no ahead\(\) .*; leave \{ahead\} out of wording.step",
-        ),
+        (World(cart), "place to demonstrate with; give it a walkthrough"),
+        (World(cart, walkthrough=Walkthrough()), "solution to demonstrate with"),
+        (World(DOORS, wording=ENGLISH), r"ahead to demonstrate with; leave \{ahead\} out of wording.step"),
+        (World(DOORS, walkthrough=retelling), r"task to demonstrate with; leave \{task\} out of walkthrough.thought"),
     ):
         made = DemonstrationData(worlds={"it": world}, model=str(tiny_model))
-        with pytest.raises(ValueError, match=f"^data.worlds.it: {told}$"):
+        with pytest.raises(ValueError, match=f"^data.worlds.it: {world.env.id} has no {told}$"):
             made.setup("fit")
 
 

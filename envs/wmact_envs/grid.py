@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Iterable, Iterator, Mapping
 from functools import lru_cache
 
@@ -55,8 +54,9 @@ def labelled(walls: Walls, **things: Iterable[Cell]) -> str:
 @lru_cache(maxsize=1024)
 def _labels(walls: bytes, shape: tuple[int, int]) -> str:
     board = np.frombuffer(walls, bool).reshape(shape)
-    inner = itertools.product(*(range(1, length - 1) for length in shape))
-    return " ".join(["cells", *(f"{told(cell)} {'wall' if board[cell] else 'open'}" for cell in inner)])
+    rows, columns = (range(1, length - 1) for length in shape)
+    kinds = (f"{told((r, c))} {'wall' if board[r, c] else 'open'}" for r in rows for c in columns)
+    return " ".join(["cells", *kinds])
 
 
 @lru_cache(maxsize=1024)

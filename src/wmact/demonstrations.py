@@ -123,7 +123,8 @@ class Walkthrough:
     asked for again when it is used up and after a detour only: some environments know one from the beginning alone.
 
     Args:
-        thought: what is thought before each reply, whatever it is; {action} is the first of the reply.
+        thought: what is thought before each reply, whatever it is; {action} is the first of the reply, and {task} what
+            is to be done, in environments that have a `task`: said again, a small model finds it more easily.
         reply: the whole; {thought} and {plan}.
         detour: share of replies that take any one action instead, from which the solution finds back. It shows more of
             the world, and what to do where a plan would not have come (Laskey et al. 2017, arXiv 1703.09327, inject
@@ -137,7 +138,7 @@ class Walkthrough:
     def __post_init__(self) -> None:
         if not 0 <= self.detour <= 1:
             raise ValueError(f"walkthrough.detour={self.detour}: a share of the replies, from 0 to 1")
-        for name, words in (("thought", ["action"]), ("reply", ["thought", "plan"])):
+        for name, words in (("thought", ["action", "task"]), ("reply", ["thought", "plan"])):
             _require_template(f"walkthrough.{name}", getattr(self, name), words)
 
     def replies(self, player: Player, rng: np.random.Generator) -> Iterator[tuple[str, bool]]:
@@ -156,7 +157,7 @@ class Walkthrough:
             else:
                 length = 1 if player.one_action else len(plan)
                 actions, plan = plan[:length], plan[length:]
-            thought = self.thought.format(action=actions[0])
+            thought = self.thought.format(action=actions[0], task=getattr(env, "task", None))
             yield self.reply.format(thought=thought, plan=", ".join(actions)), not detour
 
 
@@ -267,6 +268,14 @@ class World:
     wording: Wording = Wording()
     walkthrough: Walkthrough | None = None
 
+    def needs(self) -> dict[str, str]:
+        """What the environment must have, each with the way out where it has not."""
+        if self.walkthrough:
+            told = {"task": "; leave {task} out of walkthrough.thought"} if "{task}" in self.walkthrough.thought else {}
+            return {"solution": ""} | told
+        told = {"ahead": "; leave {ahead} out of wording.step"} if "{ahead}" in self.wording.step else {}
+        return {"place": "; give it a walkthrough"} | told
+
     def replies(self, player: Player, rng: np.random.Generator) -> Iterator[tuple[str, bool]]:
         """Yield replies, each for the state that the one before has led to, and whether it is to be learnt."""
         if self.walkthrough:
@@ -358,14 +367,9 @@ class DemonstrationData(ShownData):
         for name, world in self.worlds.items():
             env = world.env.make()
             env.close()
-            needed = {"solution": ""} if world.walkthrough else {"place": "; give it a walkthrough"}
-            if not world.walkthrough and "{ahead}" in world.wording.step:
-                needed["ahead"] = "; leave {ahead} out of wording.step"
-            for method, way_out in needed.items():
-                if not hasattr(env.unwrapped, method):
-                    raise ValueError(
-                        f"data.worlds.{name}: {world.env.id} has no {method}() to demonstrate with{way_out}"
-                    )
+            for needed, way_out in world.needs().items():
+                if not hasattr(env.unwrapped, needed):
+                    raise ValueError(f"data.worlds.{name}: {world.env.id} has no {needed} to demonstrate with{way_out}")
 
     def shown(self, number: int) -> Episode:
         """A level, played by the demonstrator."""
