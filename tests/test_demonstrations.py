@@ -198,7 +198,7 @@ def in_nanos_words(english: str) -> str:
         r" to (\S+) wall\. No, open\.": rf" {BLOCKED} no \1",
         r" to (\S+) open\.": r" \1",
         r" to (\S+) wall\.": f" {BLOCKED}",
-        r"I am at (\S+)\.": r"\1",
+        r"I am at (\S+) and must reach \S+\.": r"\1",
     }.items():
         thought = re.sub(pattern, nano, thought)
     return thought
@@ -227,15 +227,16 @@ def test_english_word_by_word() -> None:
     env.state = env.maze.start
     surest = Manner(patience=1.0, insight=1.0, slip=0.0, careless=0.0, impulse=0.0, longest=2)
     assert demonstrate(env, np.random.default_rng(0), surest, ENGLISH) == (
-        "<think>I am at (1,1). down to (2,1) open. down to (3,1) open.</think>\n<action>down, down</action>"
+        "<think>I am at (1,1) and must reach (1,3). down to (2,1) open. down to (3,1) open.</think>\n"
+        "<action>down (2,1), down (3,1)</action>"
     )
     blundering = Manner(patience=0.0, short_mean=1.0, insight=0.0, notice=0.0, slip=1.0, impulse=0.0)
     said = {demonstrate(env, np.random.default_rng(seed), blundering, ENGLISH).splitlines()[0] for seed in range(40)}
     assert said == {
-        "<think>I am at (1,1). down to (2,1) wall. No, open.</think>",
-        "<think>I am at (1,1). up to (0,1) open. No, wall.</think>",
-        "<think>I am at (1,1). left to (1,0) open. No, wall.</think>",
-        "<think>I am at (1,1). right to (1,2) open. No, wall.</think>",
+        "<think>I am at (1,1) and must reach (1,3). down to (2,1) wall. No, open.</think>",
+        "<think>I am at (1,1) and must reach (1,3). up to (0,1) open. No, wall.</think>",
+        "<think>I am at (1,1) and must reach (1,3). left to (1,0) open. No, wall.</think>",
+        "<think>I am at (1,1) and must reach (1,3). right to (1,2) open. No, wall.</think>",
     }
 
 
@@ -419,7 +420,9 @@ def test_a_solution_that_is_known_at_the_beginning_alone_is_followed_to_its_end(
 
 
 def test_a_walkthrough_can_say_the_task_again() -> None:
-    env: Any = SimpleNamespace(one_action=True, solution=iter([["look", "take"], None]).__next__, task="find a key")
+    env: Any = SimpleNamespace(
+        one_action=True, solution=iter([["look", "take"], None]).__next__, task=lambda: "find a key"
+    )
     env.unwrapped = env
     retelling = Walkthrough(thought="I must {task}, so I {action}.", reply="{thought} {plan}")
     assert replies(env, retelling, 9) == ["I must find a key, so I look. look", "I must find a key, so I take. take"]
@@ -582,10 +585,13 @@ def test_a_world_that_cannot_be_demonstrated_so(tiny_model: Path) -> None:
     cart = EnvSpec("CartPole-v1")
     retelling = Walkthrough(thought="{task}: {action}")
     for world, told in (
-        (World(cart), "place to demonstrate with; give it a walkthrough"),
-        (World(cart, walkthrough=Walkthrough()), "solution to demonstrate with"),
-        (World(DOORS, wording=ENGLISH), r"ahead to demonstrate with; leave \{ahead\} out of wording.step"),
-        (World(DOORS, walkthrough=retelling), r"task to demonstrate with; leave \{task\} out of walkthrough.thought"),
+        (World(cart), r"place\(\) to demonstrate with; give it a walkthrough"),
+        (World(cart, walkthrough=Walkthrough()), r"solution\(\) to demonstrate with"),
+        (World(DOORS, wording=ENGLISH), r"ahead\(\) to demonstrate with; leave \{ahead\} out of the wording"),
+        (
+            World(DOORS, walkthrough=retelling),
+            r"task\(\) to demonstrate with; leave \{task\} out of walkthrough.thought",
+        ),
     ):
         made = DemonstrationData(worlds={"it": world}, model=str(tiny_model))
         with pytest.raises(ValueError, match=f"^data.worlds.it: {world.env.id} has no {told}$"):

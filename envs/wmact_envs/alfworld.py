@@ -82,8 +82,6 @@ class ALFWorldEnv(gymnasium.Env[str, str]):
     action_names: tuple[str, ...] = ()
     example_actions = ("go to cabinet 2",)
     one_action = True
-    task: str
-    """What is to be done, in the game's own words."""
 
     def __init__(
         self,
@@ -126,7 +124,7 @@ class ALFWorldEnv(gymnasium.Env[str, str]):
         self._worker = Worker(ENGINE)
         self._running = False
         self._past: list[tuple[str, str]] = []  # feedback and the command given then, of every step
-        self._feedback = self.task = ""
+        self._feedback = self._task = ""
         self._admissible: tuple[str, ...] = ()
         self._level_info: dict[str, Any] = {}
 
@@ -147,7 +145,7 @@ class ALFWorldEnv(gymnasium.Env[str, str]):
         start = self._worker.ask("start", _prepared(os.getpid(), source), seconds=SECONDS)
         self._past, self._running = [], True
         self._hear(start.scene)
-        self.task = (re.findall(r"Your task is to: (.*)", self._feedback) or [""])[-1]
+        self._task = (re.findall(r"Your task is to: (.*)", self._feedback) or [""])[-1]
         self._level_info = {
             "level": number,
             "level_id": start.level_id,
@@ -201,6 +199,10 @@ class ALFWorldEnv(gymnasium.Env[str, str]):
         plan: list[str] | None = self._worker.ask("plan", self.search, seconds=SECONDS)
         return plan
 
+    def task(self) -> str:
+        """Return what is to be done, in the game's own words."""
+        return self._task
+
     def observe(self) -> str:
         """Tell what the engine said last, with the history and the commands that were asked for."""
         told = self._feedback
@@ -211,7 +213,7 @@ class ALFWorldEnv(gymnasium.Env[str, str]):
                 for number, (feedback, command) in enumerate(self._past[first:], start=first + 1)
             ]
             told = (
-                f"Your task is to: {self.task}\nYou have taken {len(self._past)} steps. The last of them:\n"
+                f"Your task is to: {self._task}\nYou have taken {len(self._past)} steps. The last of them:\n"
                 + "\n".join(pairs)
                 + f"\nThe current observation: {told}"
             )

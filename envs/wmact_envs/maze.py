@@ -340,6 +340,10 @@ class MazeEnv(TextEnv):
         """Return the current cell, as in "(1,2)"."""
         return grid.told(self.state)
 
+    def task(self) -> str:
+        """Return what is to be done, as in "reach (3,3)"."""
+        return f"reach {grid.told(self.maze.goal)}"
+
     def ahead(self, action: str) -> str:
         """Return the cell that an action aims at, be it a wall or not."""
         return grid.told(grid.ahead(self.state, action))

@@ -64,13 +64,13 @@ class Manner:
 
 
 FILLED_IN: dict[str, tuple[str, ...]] = {
-    "start": ("place",),
+    "start": ("place", "task"),
     "step": ("action", "ahead", "outcome"),
     "leads": ("place",),
     "blocked": (),
     "correction": ("outcome",),
     "stuck": ("place",),
-    "planned": ("action", "outcome"),
+    "planned": ("action", "ahead", "outcome"),
     "reply": ("thought", "plan"),
 }
 """What the templates of a `Wording` may name."""
@@ -84,14 +84,15 @@ class Wording:
     defaults' cannot be read by `world_model.py`: leave its evaluation off.
 
     Args:
-        start: opens a thought; {place} is where it begins.
+        start: opens a thought; {place} is where it begins, and {task} what is to be done, in environments that have a
+            `task()`.
         step: a simulated move; {action}, as {outcome} what comes of it: one of the next two, and as {ahead} the cell
             that the action aims at, in environments that have an `ahead()`.
         leads: the outcome of an action that changes something, with its {place}.
         blocked: the outcome of one that changes nothing.
         correction: takes the outcome before it back; {outcome} is the right one.
         stuck: begins again, at {place}.
-        planned: an action of the plan; {action} and {outcome}.
+        planned: an action of the plan; {action}, {ahead} and {outcome}. What is in parentheses is a comment there.
         between: stands between the actions of a plan.
         reply: the whole; {thought} and {plan}.
     """
@@ -114,6 +115,14 @@ class Wording:
         """What comes of an action: the place it leads to, or None where it changes nothing."""
         return self.blocked if place is None else self.leads.format(place=place)
 
+    def of(self, env: Any, action: str) -> dict[str, str]:
+        """What there is to say of an action before it is taken."""
+        return {"action": action} | ({"ahead": env.ahead(action)} if self.names("ahead") else {})
+
+    def names(self, word: str) -> bool:
+        """Whether a template has this word filled in."""
+        return any(f"{{{word}}}" in getattr(self, template) for template in FILLED_IN)
+
 
 @dataclass(frozen=True)
 class Walkthrough:
@@ -124,7 +133,7 @@ class Walkthrough:
 
     Args:
         thought: what is thought before each reply, whatever it is; {action} is the first of the reply, and {task} what
-            is to be done, in environments that have a `task`: said again, a small model finds it more easily.
+            is to be done, in environments that have a `task()`: said again, a small model finds it more easily.
         reply: the whole; {thought} and {plan}.
         detour: share of replies that take any one action instead, from which the solution finds back. It shows more of
             the world, and what to do where a plan would not have come (Laskey et al. 2017, arXiv 1703.09327, inject
@@ -157,7 +166,8 @@ class Walkthrough:
             else:
                 length = 1 if player.one_action else len(plan)
                 actions, plan = plan[:length], plan[length:]
-            thought = self.thought.format(action=actions[0], task=getattr(env, "task", None))
+            said = {"task": env.task()} if "{task}" in self.thought else {}
+            thought = self.thought.format(action=actions[0], **said)
             yield self.reply.format(thought=thought, plan=", ".join(actions)), not detour
 
 
@@ -199,15 +209,15 @@ def demonstrate(
     patient = rng.random() < manner.patience
     moves = manner.longest if patient else min(manner.longest, int(rng.geometric(1 / manner.short_mean)))
     simulator = copy.copy(env)
-    thought = [wording.start.format(place=simulator.place())]
+    task = {"task": env.task()} if wording.names("task") else {}
+    thought = [wording.start.format(place=simulator.place(), **task)]
     tried: dict[Any, list[str]] = {}  # state → actions taken from it in thought, the last one last
     for _ in range(moves):
         before, before_place = simulator.state, simulator.place()
         action = choose(simulator, tried.setdefault(before, []), rng, manner)
-        ahead = simulator.ahead(action) if "{ahead}" in wording.step else None
+        said = wording.of(simulator, action)
         _, _, terminated, _, info = simulator.step(action)
         place = simulator.place() if info["effective"] else None
-        said = {"action": action, "ahead": ahead}
         if rng.random() < manner.slip:
             wrong = wording.outcome(before_place if place is None else None)
             thought.append(wording.step.format(outcome=wrong, **said))
@@ -228,13 +238,14 @@ def demonstrate(
         if rng.random() < manner.careless:
             action = str(rng.choice(env.action_names))
             if not copy.copy(actor).step(action)[-1]["effective"]:
-                plan.append(wording.planned.format(action=action, outcome=wording.outcome(None)))
+                plan.append(wording.planned.format(outcome=wording.outcome(None), **wording.of(actor, action)))
         effective = (a for a in reversed(tried[actor.state]) if copy.copy(actor).step(a)[-1]["effective"])
         way = next(effective, None)
         if way is None:
             break
+        said = wording.of(actor, way)
         actor.step(way)
-        plan.append(wording.planned.format(action=way, outcome=wording.outcome(actor.place())))
+        plan.append(wording.planned.format(outcome=wording.outcome(actor.place()), **said))
     if not plan or rng.random() < manner.impulse:
         plan += rng.choice(env.action_names, size=rng.integers(1, 3)).tolist()
     return wording.reply.format(thought=" ".join(thought), plan=wording.between.join(plan))
@@ -273,7 +284,9 @@ class World:
         if self.walkthrough:
             told = {"task": "; leave {task} out of walkthrough.thought"} if "{task}" in self.walkthrough.thought else {}
             return {"solution": ""} | told
-        told = {"ahead": "; leave {ahead} out of wording.step"} if "{ahead}" in self.wording.step else {}
+        told = {
+            word: f"; leave {{{word}}} out of the wording" for word in ("ahead", "task") if self.wording.names(word)
+        }
         return {"place": "; give it a walkthrough"} | told
 
     def replies(self, player: Player, rng: np.random.Generator) -> Iterator[tuple[str, bool]]:
@@ -369,7 +382,9 @@ class DemonstrationData(ShownData):
             env.close()
             for needed, way_out in world.needs().items():
                 if not hasattr(env.unwrapped, needed):
-                    raise ValueError(f"data.worlds.{name}: {world.env.id} has no {needed} to demonstrate with{way_out}")
+                    raise ValueError(
+                        f"data.worlds.{name}: {world.env.id} has no {needed}() to demonstrate with{way_out}"
+                    )
 
     def shown(self, number: int) -> Episode:
         """A level, played by the demonstrator."""
