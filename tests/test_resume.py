@@ -251,18 +251,23 @@ def test_other_settings_than_before_are_told_and_the_old_ones_kept(
     assert {path.name for path in run.glob("config*")} == {"config.yaml", "config_until_2.yaml", "config_until_3.yaml"}
 
 
-def test_a_sigterm_outside_of_a_rollout(
+def test_a_sigterm_in_an_update(
     straight: Straight, doors: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     train = PPO.training_step
+    reached: list[int] = []
 
     def terminated(self: PPO, batch: Batch, batch_idx: int) -> None:
         if self.global_step == 2:
             os.kill(os.getpid(), signal.SIGTERM)
-        train(self, batch, batch_idx)
+        try:
+            train(self, batch, batch_idx)
+        finally:
+            reached.append(self.global_step)
 
     monkeypatch.setattr(PPO, "training_step", terminated)
     assert main("fit", "--config", doors) == 143
+    assert reached[-1] == 2  # it was given up before its step
     monkeypatch.setattr(PPO, "training_step", train)
     assert main(*told_to_go_on(capsys.readouterr().err.splitlines()[-1])) == 0
     assert_same(run_of(tmp_path), straight.run)

@@ -9,6 +9,7 @@ from typing import Any
 import lightning as L
 import torch
 from lightning.pytorch.strategies import ParallelStrategy
+from lightning.pytorch.utilities.exceptions import SIGTERMException
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
@@ -16,7 +17,7 @@ from wmact import losses
 from wmact.lora import LoRA, Weights, fingerprint
 from wmact.metrics import EpisodeMetrics
 from wmact.models import Critic, Policy, load_model, shard
-from wmact.processes import largest, merged, sum_gradients, together, whole
+from wmact.processes import largest, merged, several, sum_gradients, together, whole
 from wmact.statistics import with_interval
 from wmact.types import Batch, Mean, Played, TrainingStopped
 
@@ -152,10 +153,17 @@ class AgentModule(L.LightningModule):
         return logprobs_S, entropies[: len(micro.token_S)], echo_loss
 
     def manual_backward(self, loss: Tensor, *args: Any, **kwargs: Any) -> None:
-        """Backward pass of this process. DDP's sums expect every parameter in every pass: see `apply_gradients`."""
+        """Backward pass of this process. DDP's sums expect every parameter in every pass: see `apply_gradients`.
+
+        Raises:
+            SIGTERMException: one was received: an update can take minutes, and a job that is to end has seconds. Of
+                several processes each ends its update, or others would wait for it.
+        """
         strategy = self.trainer.strategy
         with strategy.block_backward_sync() if isinstance(strategy, ParallelStrategy) else nullcontext():
             super().manual_backward(loss, *args, **kwargs)
+        if self.trainer.received_sigterm and not several():
+            raise SIGTERMException
 
     def apply_gradients(self) -> dict[str, float]:
         """Clip each parameter group by its own norm and step; with a non-finite gradient, skip the step and count it.
