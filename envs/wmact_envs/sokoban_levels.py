@@ -51,13 +51,12 @@ class Listed(NamedTuple):
 
 def move(walls: Walls, state: State, action: str) -> State:
     """Return the state that `action` leads to: `state` itself when a wall, or a box that cannot move, is in the way."""
-    down, right = MOVES[action]
-    r, c = state.player
-    cell, beyond = (r + down, c + right), (r + 2 * down, c + 2 * right)
+    cell = grid.ahead(state.player, action)
     if walls[cell]:
         return state
     if cell not in state.boxes:
         return State(cell, state.boxes)
+    beyond = grid.ahead(cell, action)
     if walls[beyond] or beyond in state.boxes:
         return state
     return State(cell, tuple(sorted(beyond if box == cell else box for box in state.boxes)))
