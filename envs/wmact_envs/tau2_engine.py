@@ -15,7 +15,7 @@ import json
 import os
 import pickle
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 VERSION = "26.3"
@@ -53,9 +53,12 @@ class Domain:
             # Both are kept pickled: reading one back takes a tenth of the time that validating the JSON does.
             self._pickled = {flag: pickle.dumps(module.get_environment(solo_mode=flag)) for flag in {solo, False}}
         self.splits: dict[str, list[str]] = module.get_tasks_split()
-        base = set(self.splits["base"])  # telecom has 2,285 tasks, of which 114 are the benchmark
-        model = _module("tau2.data_model.tasks").Task
-        self.tasks: dict[str, Any] = {task["id"]: model.model_validate(task) for task in tasks if task["id"] in base}
+        base = set(self.splits["base"])
+        if extra := {task["id"]: task for task in tasks if task["id"] not in base}:
+            self.splits["extra"] = list(extra)
+        self._extra = extra  # as the file has them: telecom has 2,171, most are never played
+        self._read_task = _module("tau2.data_model.tasks").Task.model_validate
+        self.tasks: dict[str, Any] = {task["id"]: self._read_task(task) for task in tasks if task["id"] in base}
         self.shared = pickle.loads(self._pickled[solo])
         """What environments share; nobody writes to it."""
         self._fingerprint = self.shared.get_db_hash()
@@ -70,6 +73,7 @@ class Domain:
         self.user_tools: dict[str, Any] = theirs.get_tools() if theirs else {}
         self.user_writes = {name for name in self.user_tools if theirs and theirs.tool_type(name).value == "write"}
         self._baseline: dict[str, bool] = {}
+        self._calls: dict[str, tuple[str, ...]] = {}
 
     def environment(self, solo_mode: bool = False) -> Any:
         """Return a new environment of the package with the domain's own database.
@@ -103,10 +107,29 @@ class Domain:
         Raises:
             ValueError: the domain has no such split.
         """
-        known = [split for split in ("train", "test", "base") if split in self.splits]
+        known = [split for split in ("train", "test", "base", "extra") if split in self.splits]
         if name not in known:
             raise ValueError(f"split={name!r}: domain {self.name!r} has {', '.join(known)}")
+        if name == "extra" and self._extra:
+            self.tasks |= {number: self._read_task(task) for number, task in self._extra.items()}
+            self._extra = {}
         return [self.tasks[number] for number in self.splits[name]]
+
+    def calls(self, split: str) -> tuple[str, ...]:
+        """Return calls to try at random, as JSON: of every tool without arguments, and the gold ones of a split's tasks.
+
+        What arguments there are, such as the number of an order, is known from the tasks alone.
+        """
+        if split not in self._calls:
+            gold = [
+                (action.name, action.arguments)
+                for task in self.split(split)
+                for action in (task.evaluation_criteria.actions if task.evaluation_criteria else None) or []
+                if action.name in self.tools
+            ]
+            bare = [(name, {}) for name, signature in self.signatures.items() if not signature.parameters]
+            self._calls[split] = tuple(sorted({call(name, arguments) for name, arguments in [*bare, *gold]}))
+        return self._calls[split]
 
     def start(self, task: Any) -> tuple[Any, list[Any]]:
         """Return the environment in which a task begins, and the messages that went before."""
@@ -178,6 +201,11 @@ class Domain:
 def load(name: str, solo: bool = False) -> Domain:
     """Return a domain; errors are those of `Domain`."""
     return Domain(name, solo)
+
+
+def call(name: str, arguments: Mapping[str, Any]) -> str:
+    """Write a tool call as an agent has to."""
+    return json.dumps({"name": name, "arguments": arguments})
 
 
 def said(role: str, text: str) -> Any:

@@ -48,6 +48,32 @@ def test_the_splits_are_the_packages(domain: str, counts: tuple[int, int, int]) 
     assert train | test == base
 
 
+def test_telecoms_extra_tasks_are_other_sets_of_faults_than_the_benchmarks_and_can_be_solved() -> None:
+    extra, base = (Tau2Env("telecom", split, solo=True).tasks for split in ("extra", "base"))
+
+    def faults(task: Any) -> str:  # "[mms_issue]airplane_mode_on|bad_vpn[PERSONA:Easy]", and nobody's persona is met
+        return str(task.id).partition("[PERSONA")[0]
+
+    assert (len(extra), len(base)) == (2171, 114)
+    assert not {faults(task) for task in extra} & {faults(task) for task in base}
+    for level in range(0, 2171, 100):
+        env, _, _ = begun("telecom", "extra", level, solo=True)
+        *_, last = [env.step(turn) for turn in env.solution() or []]
+        assert last[4]["success"]
+
+
+@pytest.mark.parametrize(("kwargs", "count"), [
+    ({"domain": "telecom", "split": "extra", "solo": True}, 33), ({"domain": "retail", "split": "train"}, 254),
+    ({"domain": "telecom", "split": "base"}, 5), ({"domain": "mock"}, 5),
+])  # fmt: skip
+def test_admissible_are_calls_that_the_tools_accept(kwargs: dict[str, Any], count: int) -> None:
+    env, _, info = begun(**kwargs)
+    assert len(set(info["admissible"])) == len(info["admissible"]) == count
+    for action in info["admissible"]:
+        *_, info = env.step(action)
+        assert (info["kind"], info["valid"]) == ("tool", True)
+
+
 @pytest.mark.parametrize("solo", [False, True])
 @pytest.mark.parametrize("domain", ["mock", "telecom"])
 def test_gold_actions_of_every_task_of_the_small_domains(domain: str, solo: bool) -> None:
