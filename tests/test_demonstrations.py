@@ -383,6 +383,15 @@ def test_worlds_take_turns(data: Callable[..., DemonstrationData]) -> None:
     assert sizes == ["large", "small", "large"]  # the batch before ended with the small one
 
 
+def test_worlds_may_have_several_episodes_a_turn(data: Callable[..., DemonstrationData]) -> None:
+    small, large = (EnvSpec(kwargs={"layout": "cells", "size": size}) for size in (5, 7))
+    made = data(worlds={"small": World(small), "large": World(large, episodes=2)})
+    sizes = ["large" if "(5," in made.shown(number).observations[0] else "small" for number in range(6)]
+    assert sizes == ["small", "large", "large"] * 2
+    with pytest.raises(ValueError, match=r"^worlds: episodes=0: at least 1 in a row$"):
+        World(small, episodes=0)
+
+
 def test_no_worlds(tiny_model: Path) -> None:
     with pytest.raises(ValueError, match="at least one environment"):
         DemonstrationData(worlds={}, model=str(tiny_model))

@@ -116,7 +116,7 @@ class Domain:
         return [self.tasks[number] for number in self.splits[name]]
 
     def calls(self, split: str) -> tuple[str, ...]:
-        """Return calls to try at random, as JSON: of every tool without arguments, and the gold ones of a split's tasks.
+        """Return calls to try at random, as JSON: every tool without arguments, and a split's gold ones.
 
         What arguments there are, such as the number of an order, is known from the tasks alone.
         """

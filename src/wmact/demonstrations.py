@@ -272,12 +272,19 @@ class World:
         manner: how the demonstrator thinks and acts in it.
         wording: in which words.
         walkthrough: follow the environment's solution instead, to its end; manner and wording are then without meaning.
+        episodes: how many of it are shown in a row before the next world's turn. Short ones need more of them to be
+            heard beside long ones: every token counts the same.
     """
 
     env: EnvSpec
     manner: Manner = Manner()
     wording: Wording = Wording()
     walkthrough: Walkthrough | None = None
+    episodes: int = 1
+
+    def __post_init__(self) -> None:
+        if self.episodes < 1:
+            raise ValueError(f"worlds: episodes={self.episodes}: at least 1 in a row")
 
     def needs(self) -> dict[str, str]:
         """What the environment must have, each with the way out where it has not."""
@@ -373,6 +380,7 @@ class DemonstrationData(ShownData):
             raise ValueError("data.worlds={}: give at least one environment to demonstrate")
         super().__init__(env=next(iter(worlds.values())).env, **rollout)
         self.worlds = worlds
+        self._turns = [world for world in worlds.values() for _ in range(world.episodes)]
 
     def setup(self, stage: str) -> None:
         """Check the demonstrated environments too."""
@@ -388,7 +396,7 @@ class DemonstrationData(ShownData):
 
     def shown(self, number: int) -> Episode:
         """A level, played by the demonstrator."""
-        world = list(self.worlds.values())[number % len(self.worlds)]
+        world = self._turns[number % len(self._turns)]
         env = self._pools.one(world.env)
         level, seed = np.random.SeedSequence([self.seed, number]).generate_state(2).tolist()
         level %= getattr(env.unwrapped, "num_levels", None) or 2**31
