@@ -313,12 +313,11 @@ def refused(run: Run, *words: str, codes: list[int], rank0: Any = (), rank1: Any
     return line
 
 
-def test_processes_with_different_settings(doors: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize("how", [[], ["--trainer.logger", "false"], ["--trainer.fast_dev_run", "true"]])
+def test_processes_with_different_settings(how: list[str], doors: str, tmp_path: Path) -> None:
     run = Run(tmp_path, doors)
-    line = [*DDP, "--data.samples", "4"]
-    group = ranks.Group(
-        tmp_path / "group", ranks.run, *[(["fit", "--config", run.config, *line[:end]],) for end in (4, 6)]
-    )
+    words = ["fit", "--config", run.config, *DDP, *how]
+    group = ranks.Group(tmp_path / "group", ranks.run, (words,), ([*words, "--data.samples", "4"],))
     assert group.codes() == [2, 0]
     assert group.printed() == [
         "wmact: processes with different settings: data.init_args.samples is 2 in process 0 and 4 in process 1; start "

@@ -1,5 +1,6 @@
 """Supervised training on the command line: its learning rate, its resumption, and the model that it leaves."""
 
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -118,6 +119,17 @@ def test_a_model_is_not_written_over_something_else(config: str, capsys: pytest.
     Path("mine/thesis.tex").touch()
     line = refused(capsys, "fit", "--config", config, "--model.save_to", "mine")
     assert "mine is there already, and no folder of a model: give another folder" in line
+
+
+def test_a_model_that_is_missing_is_written_though_nothing_is_left_to_train(
+    config: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run("fit", "--config", config, "--model.save_to", "saved") == 0
+    whole = Path("saved/model.safetensors").read_bytes()
+    shutil.rmtree("saved")
+    assert run(*RESUMED) == 0
+    assert "nothing to do" in capsys.readouterr().out
+    assert Path("saved/model.safetensors").read_bytes() == whole
 
 
 def test_a_model_that_cannot_be_written_leaves_the_one_before(

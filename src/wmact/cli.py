@@ -24,10 +24,10 @@ from pkgutil import resolve_name
 from typing import IO, Any, get_args
 
 import torch
-from jsonargparse import ArgumentError
+from jsonargparse import ArgumentError, Namespace
 from lightning.fabric.plugins import TorchCheckpointIO
 from lightning.fabric.utilities.exceptions import MisconfigurationException
-from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 from lightning.pytorch.utilities import rank_zero_only
 from lightning.pytorch.utilities.exceptions import SIGTERMException
@@ -53,6 +53,17 @@ EXPECTED = (ArgumentError, ValueError, OSError, ImportError, MisconfigurationExc
 """What is told in one line. Anything else is a fault of the program and shows its traceback."""
 
 
+class SameSettings(Callback):
+    """Refuse processes that were started with different settings, before anything is written or played."""
+
+    def __init__(self, config: Namespace) -> None:
+        self.config = config
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Compare them."""
+        require_same({name: str(value) for name, value in self.config.items()})
+
+
 class SaveConfig(SaveConfigCallback):
     """Write config.yaml; for a resumed run once it has got through an iteration: a vain attempt changes nothing.
 
@@ -64,8 +75,7 @@ class SaveConfig(SaveConfigCallback):
     done = 0
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Write it, but for a resumed run; if all processes have the same."""
-        require_same({name: str(value) for name, value in self.config.items()})
+        """Write it, but for a resumed run."""
         if stage == "fit" and self.config.get("ckpt_path"):
             self.config = self.config.clone()
             self.config["ckpt_path"] = None  # else whoever starts anew with this file would go on with this run
@@ -140,8 +150,9 @@ class CLI(LightningCLI):
         """
         if config.get("logger") is False:
             self.save_config_callback = None
+        same = SameSettings(self.config.get(str(self.subcommand), self.config))  # the first, before SaveConfig
         try:
-            return super()._instantiate_trainer(config, [callback for callback in callbacks if callback is not None])
+            return super()._instantiate_trainer(config, [same, *(each for each in callbacks if each is not None)])
         except TypeError as error:  # Lightning's for a few values of the right type, such as devices=-1 on a CPU
             raise ValueError(f"trainer: {error}") from error
 

@@ -1,6 +1,8 @@
 """What training and playing take of a machine: bytes, FLOPs and seconds, as functions of a network and of its episodes.
 
-Each formula is held against a measurement, in the tests or in `benchmarks/estimate.py`. `estimate.py` adds them up.
+Weights, optimizer state, activations, FLOPs and tokens are held against measurements, in the tests or in
+`benchmarks/estimate.py`; the cache of the engine, the shares of FSDP2 and the seconds of generation are computed only.
+`estimate.py` adds them up.
 """
 
 import copy

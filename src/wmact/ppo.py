@@ -36,7 +36,8 @@ class PPO(PolicyGradient):
     Args:
         model: folder of a Hugging Face causal language model, a hub id, "nano" (bundled) or "smollm2" (`smollm2.py`).
         critic: "separate" network started from the policy's weights (the paper's lineage), or "shared": a value head
-            on the policy's trunk, which saves memory but not compute.
+            on the policy's trunk, which saves memory but not compute. Either way its vocabulary is the policy's: there
+            is no critic of another model.
         critic_lr: learning rate of the critic.
         value_coef: weight of the critic's loss on a trunk that it shares with the policy.
         gamma: discount factor a sampled token.

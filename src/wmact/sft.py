@@ -124,11 +124,22 @@ class SFT(AgentModule):
     def on_train_end(self) -> None:
         """Write the model as a Hugging Face folder."""
         super().on_train_end()
+        self._save()
+
+    def on_fit_end(self) -> None:
+        """Write it again if it is missing though nothing was left to train: who was killed while writing comes back."""
+        if not self.trained and not self._target().exists():
+            self._save()
+
+    def _target(self) -> Path:
+        return Path(self.settings.save_to or (run_folder(self.trainer) or Path()) / "model")
+
+    def _save(self) -> None:
         lm = self.policy.lm
         buffers = dict(lm.named_buffers())
         weights = dict(self.weights()) | {name: whole(b) for name, b in lm.state_dict().items() if name in buffers}
         cfg = self.settings
-        target = Path(cfg.save_to or (run_folder(self.trainer) or Path()) / "model")
+        target = self._target()
         if self.trainer.is_global_zero and not self.trainer.fast_dev_run:  # type: ignore[attr-defined]
             with new_folder(target, replace=True) as folder:
                 lm.save_pretrained(folder, state_dict=weights)

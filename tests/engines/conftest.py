@@ -8,7 +8,15 @@ from typing import NamedTuple
 
 import pytest
 import torch
-from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel, Qwen3Config, Qwen3ForCausalLM
+from transformers import (
+    LlamaConfig,
+    LlamaForCausalLM,
+    PreTrainedModel,
+    Qwen2Config,
+    Qwen2ForCausalLM,
+    Qwen3Config,
+    Qwen3ForCausalLM,
+)
 
 from wmact.engines import Completion, Engine, Request, TransformersEngine, VLLMEngine
 
@@ -61,6 +69,7 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Model]:
         for name, module in {
             "tied": LlamaForCausalLM(LlamaConfig(**SIZES, tie_word_embeddings=True, eos_token_id=7)),
             "untied": LlamaForCausalLM(LlamaConfig(**SIZES, tie_word_embeddings=False)),
+            "qwen2": Qwen2ForCausalLM(Qwen2Config(**SIZES)),  # with biases, which `perturbed` moves from zero
             "qwen3": Qwen3ForCausalLM(Qwen3Config(**SIZES, tie_word_embeddings=True)),
         }.items():
             folder = tmp_path_factory.mktemp(name)

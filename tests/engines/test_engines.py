@@ -34,7 +34,7 @@ def play(engine: Engine, turns: dict[int, int], max_tokens: dict[int, int]) -> t
     return played, order
 
 
-@pytest.mark.parametrize("name", ["tied", "untied", "qwen3"])
+@pytest.mark.parametrize("name", ["tied", "untied", "qwen2", "qwen3"])
 def test_logprobs_of_whole_episodes_and_after_a_sync(
     engine: Engine, models: Any, hold: Callable[..., None], name: str
 ) -> None:
