@@ -374,6 +374,23 @@ def test_evaluation_plays_as_long_as_any_figure_needs(
     assert run.data.cursor == 0  # no level of training is used up
 
 
+def test_a_context_that_is_shorter_than_the_limits_is_told_of_once(
+    model: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    engine = Engine()
+    engine._max_model_len = 92
+    limits = Limits(turn_tokens=40, episode_tokens=1000)
+    run = Run(model, tmp_path, engine, epochs=2, samples=8, max_turns=40, limits=limits)
+    run.module = PPO(model=model, lr=0.0, critic_lr=0.0)
+    run.fit()
+    first, second = ([episode.stop_reason for episode in played].count("context") for played in run.episodes)
+    assert first
+    assert second
+    said = capsys.readouterr().out
+    assert said.count("before their limits (stop/context)") == 1
+    assert f"{first} of 16 episodes came to the end of the engine's context of 92 tokens" in said
+
+
 def test_a_model_of_other_words_is_told_of_once_and_has_no_figures(
     model: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -160,6 +160,7 @@ class RolloutData(L.LightningDataModule):
         self._pools = Pools(limits.step_seconds)
         self._questions: dict[str, list[world_model.Question]] = {}
         self._synced: SyncedEngine | None = None
+        self._told_of_context = False
 
     # What Lightning asks for
 
@@ -377,6 +378,15 @@ class RolloutData(L.LightningDataModule):
         )
         if episodes and all(episode.stop_reason == "context" and not episode.turns for episode in episodes):
             raise too_short(engine, min(len(episode.ids) for episode in episodes))
+        cut = sum(episode.stop_reason == "context" for episode in episodes)
+        if cut and not self._told_of_context:
+            self._told_of_context = True
+            print(
+                f"{cut} of {len(episodes)} episodes came to the end of the engine's context of {engine.max_model_len} "
+                "tokens before their limits (stop/context): lower data.limits or data.max_turns, or raise its "
+                "max_model_len",
+                flush=True,
+            )
         return episodes
 
     def _sync(self) -> SyncedEngine:
