@@ -121,14 +121,14 @@ class Domain:
         What arguments there are, such as the number of an order, is known from the tasks alone.
         """
         if split not in self._calls:
-            gold = [
-                (action.name, action.arguments)
+            bare = {call(name, {}) for name, signature in self.signatures.items() if not signature.parameters}
+            gold = {
+                call(action.name, action.arguments)
                 for task in self.split(split)
                 for action in (task.evaluation_criteria.actions if task.evaluation_criteria else None) or []
                 if action.name in self.tools
-            ]
-            bare = [(name, {}) for name, signature in self.signatures.items() if not signature.parameters]
-            self._calls[split] = tuple(sorted({call(name, arguments) for name, arguments in [*bare, *gold]}))
+            }
+            self._calls[split] = tuple(sorted(bare | gold))
         return self._calls[split]
 
     def start(self, task: Any) -> tuple[Any, list[Any]]:
