@@ -53,18 +53,15 @@ class Domain:
             # Both are kept pickled: reading one back takes a tenth of the time that validating the JSON does.
             self._pickled = {flag: pickle.dumps(module.get_environment(solo_mode=flag)) for flag in {solo, False}}
         self.splits: dict[str, list[str]] = module.get_tasks_split()
-        base = set(self.splits["base"])
-        if extra := {task["id"]: task for task in tasks if task["id"] not in base}:
-            self.splits["extra"] = list(extra)
-        self._extra = extra  # as the file has them: telecom has 2,171, most are never played
-        self._read_task = _module("tau2.data_model.tasks").Task.model_validate
-        self.tasks: dict[str, Any] = {task["id"]: self._read_task(task) for task in tasks if task["id"] in base}
+        self._plain = {task["id"]: task for task in tasks}  # telecom has 2,285, of which 114 are the benchmark
+        if extra := [number for number in self._plain if number not in self.splits["base"]]:
+            self.splits["extra"] = extra
+        self._read_task = functools.cache(self._validated)
         self.shared = pickle.loads(self._pickled[solo])
         """What environments share; nobody writes to it."""
         self._fingerprint = self.shared.get_db_hash()
-        self._large = not any(
-            task.initial_state for task in self.tasks.values()
-        )  # a task that changes it needs its own
+        # A task that changes the database at its start needs its own.
+        self._large = not any(task.initial_state for task in self.split("base"))
         kits = [self.shared.tools, *([self.shared.user_tools] if solo and self.shared.user_tools else [])]
         self.tools: dict[str, Any] = {name: tool for kit in kits for name, tool in kit.get_tools().items()}
         self.signatures = {name: inspect.signature(tool._func) for name, tool in self.tools.items()}
@@ -110,10 +107,10 @@ class Domain:
         known = [split for split in ("train", "test", "base", "extra") if split in self.splits]
         if name not in known:
             raise ValueError(f"split={name!r}: domain {self.name!r} has {', '.join(known)}")
-        if name == "extra" and self._extra:
-            self.tasks |= {number: self._read_task(task) for number, task in self._extra.items()}
-            self._extra = {}
-        return [self.tasks[number] for number in self.splits[name]]
+        return [self._read_task(number) for number in self.splits[name]]
+
+    def _validated(self, number: str) -> Any:
+        return _module("tau2.data_model.tasks").Task.model_validate(self._plain[number])
 
     def calls(self, split: str) -> tuple[str, ...]:
         """Return calls to try at random, as JSON: every tool without arguments, and a split's gold ones.
