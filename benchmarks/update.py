@@ -3,7 +3,8 @@
 The bare pass takes the same micro-batches of the same packed episodes through the same attention, and the output layer
 on the sampled positions only; it has no advantages, statistics, entropy, guards, clipping, optimizer or logging. Beside
 it, for information, the naive way: episodes padded to the longest of their micro-batch, masked attention, and logits
-for every position; and the bare pass in the other of the two precisions, as not every CPU gains by bfloat16.
+for every position; the bare pass in the other of the two precisions, as not every CPU gains by bfloat16; and that of
+RWML's predictions, where the samples of a level share their prompt, and where each reads it for itself.
 
 Everything runs inside one Lightning training step, so that the measured one is a real one.
 """
@@ -21,6 +22,7 @@ from torch.nn.functional import cross_entropy, mse_loss
 from torch.nn.utils.rnn import pad_sequence
 from transformers import AutoModel, AutoModelForCausalLM
 
+from wmact.attention import fold, hidden_before
 from wmact.collate import collate
 from wmact.models import resolve_model
 from wmact.ppo import PPO
@@ -44,11 +46,7 @@ class Bare:
             (cross_entropy(logits_SV, micro.targets_S, reduction="none") * goal_S).sum().backward()
 
     def _hidden(self, trunk: Any, micro: Batch) -> Tensor:
-        segments = micro.starts_E.tolist()
-        output = trunk(
-            input_ids=micro.ids_T[None], position_ids=micro.positions_T[None], use_cache=False, segments=segments
-        )
-        return output.last_hidden_state[0, micro.token_S - 1]
+        return hidden_before(trunk, micro, micro.token_S)
 
 
 class Naive:
@@ -94,6 +92,8 @@ def main() -> None:
     def act(host: Host, batch: Batch) -> None:
         micros = batch.split(host.settings.token_budget)
         bare = Bare(host, micros)
+        short = collate(load.predictions(report.args.levels)).split(host.settings.token_budget)
+        alone = [micro._replace(group_E=torch.arange(len(micro.group_E))) for micro in short]
 
         def bare_in_the_other() -> None:
             with torch.autocast("cpu", torch.bfloat16, enabled=lower):
@@ -104,6 +104,8 @@ def main() -> None:
             "bare": bare,
             other: bare_in_the_other,
             "naive": Naive(resolve_model(model), micros),
+            "predictions": Bare(host, short),
+            "predictions, nothing shared": Bare(host, alone),
         }
         timings.update(compare.interleave(sides, report.args.pairs, before=host.zero_grad))
 
@@ -114,15 +116,20 @@ def main() -> None:
     report.add("episodes", len(batch.starts_E) - 1)
     report.add("tokens", batch.num_tokens, f"{len(batch.token_S)} of them sampled; {padded} with padding")
     report.add("micro-batches", len(micros), f"of at most {report.args.token_budget} tokens")
+    short = collate(load.predictions(report.args.levels))
+    read = len(fold(short).read_R)
+    report.add("tokens of predictions", short.num_tokens, f"{len(short.token_S)} of them sampled; {read} are read")
     for name, runs in timings.items():
-        report.add(f"{name}: tokens a second", compare.Spread.of([batch.num_tokens / run.wall for run in runs]))
+        tokens = (short if name.startswith("predictions") else batch).num_tokens
+        report.add(f"{name}: tokens a second", compare.Spread.of([tokens / run.wall for run in runs]))
     for name, aim in (("bare", "aim: at least 0.85"), ("naive", "for information")):
         ratio = compare.ratios(timings, name, "training_step")
         report.add(f"training_step ÷ {name}", ratio["wall"], aim)
         report.add(f"training_step ÷ {name}, processor time", ratio["cpu"])
-    ratio = compare.ratios(timings, "bare", other)
-    report.add(f"{other} ÷ bare", ratio["wall"], "for information")
-    report.add(f"{other} ÷ bare, processor time", ratio["cpu"])
+    for slow, fast in (("bare", other), ("predictions, nothing shared", "predictions")):
+        ratio = compare.ratios(timings, slow, fast)
+        report.add(f"{fast} ÷ {slow}", ratio["wall"], "for information")
+        report.add(f"{fast} ÷ {slow}, processor time", ratio["cpu"])
     report.finish()
 
 

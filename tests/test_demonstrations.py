@@ -512,6 +512,19 @@ def test_in_rain_a_plan_ends_where_it_leads_to_what_was_not_thought_of() -> None
     assert set(ends) == {"solved", "turns"}
 
 
+def test_prompts_are_learnt_where_asked_for(data: Callable[..., DemonstrationData]) -> None:
+    """All that stands before the first reply, but for the first token, which nothing predicts."""
+    batches = {
+        learnt: data(worlds={"a": World(DOORS, walkthrough=Walkthrough(**NANOS))}, learn_prompts=learnt).shown_batch()
+        for learnt in (False, True)
+    }
+    starts = batches[True].starts_E[:-1].tolist()
+    firsts = [int(batches[True].token_S[batches[True].episode_S == e][0]) for e in range(len(starts))]
+    prompts = {place for start, first in zip(starts, firsts, strict=True) for place in range(start + 1, first)}
+    told, more = (set(batches[learnt].token_O.tolist()) for learnt in (False, True))
+    assert prompts and not prompts & told and more == told | prompts
+
+
 # Faults, and limits
 
 

@@ -29,9 +29,10 @@ from transformers import (
 )
 
 from wmact import models
+from wmact.attention import fold
 from wmact.collate import collate
 from wmact.models import Critic, Policy, load_model, load_tokenizer, resolve_model
-from wmact.types import Batch, Episode
+from wmact.types import Batch, Episode, Turn
 
 SIZES: dict[str, Any] = {
     "vocab_size": 50, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4,
@@ -100,6 +101,73 @@ def assert_same_gradients(got: torch.nn.Module, expected: torch.nn.Module, atol:
     assert gradients(got).keys() == gradients(expected).keys()
     for name, gradient in gradients(expected).items():
         torch.testing.assert_close(gradients(got)[name], gradient, rtol=1e-4, atol=atol, msg=lambda m, n=name: n + m)
+
+
+def sampled(level: int, prompt: list[int], *replies: list[int]) -> list[Episode]:
+    """Samples of a level: the same prompt, then a reply each."""
+    return [
+        Episode(
+            "toy", level, "toy", n, 0, 0, ids=prompt + reply, logprobs=[-1.0] * (len(prompt) + len(reply)),
+            turns=[Turn(len(prompt), len(prompt) + len(reply), "", "valid")],
+        )
+        for n, reply in enumerate(replies)
+    ]  # fmt: skip
+
+
+@pytest.fixture
+def samples(episodes: list[Episode]) -> list[Episode]:
+    """Two levels with several samples: of different lengths, equal ones, and one that another begins with."""
+    prompts = [[7, 8, 9, 10, 11], [7, 8, 9, 3]]
+    first = sampled(10, prompts[0], [20, 21, 22], [20, 21], [30], [20, 21, 22], [20, 21, 22, 23, 24, 25])
+    return [*first, episodes[0], *sampled(11, prompts[1], [40, 41], [42, 43, 44])]
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_prompts_read_once_equal_one_by_one(name: str, samples: list[Episode]) -> None:
+    """Value and gradient, though the samples of a level share the tokens they begin with."""
+    plain, policy = build(CONFIGS[name], "eager"), packed(CONFIGS[name])
+    batch = collate(samples)
+    logprobs, _ = policy(batch)
+    one = one_by_one(plain, samples)
+    expected = torch.cat([score(logits, episode)[0] for logits, episode in zip(one, samples, strict=True)])
+    torch.testing.assert_close(logprobs, expected, rtol=0, atol=1e-5)
+    weights = torch.linspace(-1, 1, len(logprobs))
+    (weights @ logprobs).backward()
+    (weights @ expected).backward()
+    assert_same_gradients(policy.lm, plain)
+
+
+def test_prompts_read_once_under_autocast(samples: list[Episode]) -> None:
+    """In mixed precision queries and keys come in float32 and values in bfloat16."""
+    policy, batch = packed(), collate(samples)
+    alone = batch._replace(group_E=torch.arange(len(batch.group_E)))
+    with torch.autocast("cpu", torch.bfloat16):
+        (together, _), (each, _) = policy(batch), policy(alone)
+    torch.testing.assert_close(together, each, rtol=0, atol=0.2)  # logits here are of size 10
+
+
+def test_a_row_holds_each_position_of_a_prompt_once(samples: list[Episode]) -> None:
+    batch = collate(samples)
+    row = fold(batch)
+    # 5 of the prompt and 3; [21] and [22] again, as every episode keeps a token; [30]; three more; another level; the
+    # last: 4 and 2, and of 7 another 4 that are shared
+    assert [segment.length for segment in row.segments] == [8, 1, 1, 1, 3, len(samples[5].ids), 6, 3]
+    assert [segment.shared for segment in row.segments] == [0, 6, 5, 7, 8, 0, 0, 4]
+    assert row.read_R.unique().numel() == row.read_R.numel() == sum(segment.length for segment in row.segments)
+    torch.testing.assert_close(batch.ids_T[row.read_R][row.place_T], batch.ids_T)
+    torch.testing.assert_close(batch.positions_T[row.read_R][row.place_T], batch.positions_T)
+
+
+def test_less_than_half_is_not_worth_a_mask() -> None:
+    batch = collate(sampled(0, [7, 8, 9], [20], [21, 22, 23], [24, 25, 26, 27]))
+    assert [segment.shared for segment in fold(batch).segments] == [0, 3, 0]
+
+
+def test_another_level_shares_nothing(samples: list[Episode]) -> None:
+    for number, episode in enumerate(samples):
+        episode.level = number
+    batch = collate(samples)
+    torch.testing.assert_close(fold(batch).read_R, torch.arange(batch.num_tokens))
 
 
 @pytest.mark.parametrize("name", CONFIGS)

@@ -18,7 +18,7 @@ from wmact.chat import Chat
 from wmact.engines import Completion, Engine, Request
 from wmact.models import load_tokenizer
 from wmact.rollout import Limits, Task, play
-from wmact.types import Episode
+from wmact.types import Episode, Turn
 
 disable_progress_bar()
 
@@ -143,3 +143,18 @@ def random_episodes(levels: int, model: str) -> list[Episode]:
     for episode in episodes[::4]:
         episode.turns[-1].reward = 1.0
     return episodes
+
+
+def predictions(levels: int, prompt: int = 360, reply: int = 32, vocabulary: int = 200) -> list[Episode]:
+    """Episodes of one turn of random ids, as RWML's are: the samples of a level share their prompt, most of them."""
+    draw = random.Random(0)
+    played = []
+    for level in range(levels):
+        told = draw.choices(range(6, vocabulary), k=prompt)
+        for sample in range(SAMPLES):
+            ids = told + draw.choices(range(6, vocabulary), k=reply)
+            turn = Turn(prompt, prompt + reply, "", "valid", reward=float(sample % 4 == 0))
+            played.append(
+                Episode("predictions", level, "", sample, 0, 0, ids=ids, logprobs=[-5.0] * len(ids), turns=[turn])
+            )
+    return played

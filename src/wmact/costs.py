@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.graph import saved_tensors_hooks
 
-from wmact import models
+from wmact import attention
 from wmact.collate import collate
 from wmact.models import LOGIT_BUDGET, Policy, decoder_layers
 from wmact.module import trainable
@@ -127,21 +127,22 @@ def activations(policy: Policy, tokens: int, computes_in: torch.dtype) -> int:
         return tensor
 
     episode = collate([Episode("none", -1, "none", 0, 0, 0, ids=[0] * tokens, logprobs=[0.0] * tokens)])
-    batch = episode.to_device(torch.device("meta"))._replace(starts_E=episode.starts_E)  # which is read as numbers
-    original = models.scaled_dot_product_attention
-    models.scaled_dot_product_attention = lambda query, key, value, **_: _Flash.apply(query, key, value)
+    batch = episode.to_device(torch.device("meta"))
+    batch = batch._replace(starts_E=episode.starts_E, group_E=episode.group_E)  # which are read as numbers
+    original = attention.scaled_dot_product_attention
+    attention.scaled_dot_product_attention = lambda query, key, value, **_: _Flash.apply(query, key, value)
     try:
         with saved_tensors_hooks(keep, lambda tensor: tensor):
             policy.hidden(batch)
     finally:
-        models.scaled_dot_product_attention = original
+        attention.scaled_dot_product_attention = original
     return sum(tensor.untyped_storage().nbytes() for tensor in kept.values())
 
 
 def unsharded(network: nn.Module, itemsize: int) -> int:
     """Bytes of weights and gradients in one piece while a network that is cut into shards computes.
 
-    FSDP2 (`models.shard`) puts together what is outside of the decoder layers for the whole pass, and of the layers the
+    FSDP2 (`wmact.models.shard`) puts together what is outside of the decoder layers for the whole pass, and of the layers the
     one that computes and the next one.
     """
     layers = [count(module) for module in decoder_layers(network)]

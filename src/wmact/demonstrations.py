@@ -339,12 +339,16 @@ class ShownData(RolloutData):
     Args:
         batches: batches an epoch.
         episodes_a_batch: episodes a batch, of all processes together.
+        learn_prompts: with the model's `echo_coef`, first prompts are observations as well. For a model that starts
+            from nothing: the history in the prompt of a next state is full of next states.
         rollout: everything else is passed on.
     """
 
-    def __init__(self, batches: int = 100, episodes_a_batch: int = 32, **rollout: Any) -> None:
+    def __init__(
+        self, batches: int = 100, episodes_a_batch: int = 32, learn_prompts: bool = False, **rollout: Any
+    ) -> None:
         super().__init__(**rollout)
-        self.batches, self.episodes_a_batch = batches, episodes_a_batch
+        self.batches, self.episodes_a_batch, self.learn_prompts = batches, episodes_a_batch, learn_prompts
 
     def train_dataloader(self) -> Plays:
         """The next episodes of an endless sequence."""
@@ -357,6 +361,9 @@ class ShownData(RolloutData):
         first, self.cursor = self.cursor, self.cursor + self.episodes_a_batch
         with together():
             self.episodes = [self.shown(number) for number in share(range(first, self.cursor))]
+        if self.learn_prompts:
+            for episode in self.episodes:
+                episode.told[:0] = [(1, turn.start) for turn in episode.turns[:1]]  # nothing predicts the first token
         return self._packed()
 
     def shown(self, number: int) -> Episode:

@@ -1,10 +1,5 @@
-"""Policy and critic: Hugging Face models that read packed batches.
+"""Policy and critic: Hugging Face models that read packed batches (`attention.py`)."""
 
-Packing means that all episodes lie in one row of tokens. Attention runs episode by episode (`packed_attention`), so no
-token is spent on padding and none sees another episode; everything else of the network sees one long row.
-"""
-
-import itertools
 import textwrap
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -16,10 +11,8 @@ from safetensors import SafetensorError
 from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard, register_fsdp_forward_method
-from torch.nn.functional import scaled_dot_product_attention
 from torch.utils.checkpoint import checkpoint
 from transformers import (
-    AttentionInterface,
     AutoConfig,
     AutoModelForCausalLM,
     AutoTokenizer,
@@ -28,6 +21,7 @@ from transformers import (
 )
 
 from wmact import smollm2
+from wmact.attention import hidden_before
 from wmact.types import Batch
 
 LOGIT_BUDGET = 2**24  # entries of logits in memory at once: 64 MiB in float32
@@ -36,45 +30,6 @@ BUNDLED = {name: ASSETS / name for name in ("nano", "nano-maze", "nano-sokoban")
 KNOWN = f"{', '.join(map(repr, BUNDLED))} or 'smollm2'"
 """The models that need no hub and no folder, as errors name them."""
 TEMPLATES = {"plain": ASSETS / "plain.jinja"}
-
-
-def packed_attention(
-    module: nn.Module,
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    attention_mask: Tensor | None,
-    *,
-    segments: list[int],
-    scaling: float | None = None,
-    **kwargs: Any,
-) -> tuple[Tensor, None]:
-    """Causal attention within each of the segments that lie end to end in one row.
-
-    One call a segment beats one call with a block mask by far: the mask would be T × T, the segments are short.
-
-    Args:
-        query: (1, heads, T, head_dim); key and value: (1, kv_heads, T, head_dim).
-        segments: T cut at these places, from 0 to T.
-
-    Returns:
-        (1, T, heads, head_dim), and None for the attention weights.
-    """
-    if kwargs.get("softcap") or kwargs.get("s_aux") is not None:
-        raise ValueError(f"{type(module).__name__} caps its attention logits or has sinks, which is not supported here")
-    window = kwargs.get("sliding_window")
-    lengths = [end - start for start, end in itertools.pairwise(segments)]
-    if window is not None and max(lengths) > window:
-        raise ValueError(f"an episode of {max(lengths)} tokens exceeds the model's sliding window of {window}")
-    grouped = query.size(1) != key.size(1)
-    parts = [
-        scaled_dot_product_attention(q, k, v, is_causal=True, scale=scaling, enable_gqa=grouped)
-        for q, k, v in zip(*(x.split(lengths, dim=2) for x in (query, key, value)), strict=True)
-    ]
-    return torch.cat(parts, dim=2).transpose(1, 2), None
-
-
-AttentionInterface.register("wmact_packed", packed_attention)
 
 
 def resolve_model(model: str) -> str:
@@ -211,7 +166,7 @@ class Policy(nn.Module):
             tokens: where the tokens stand that are scored, in place of the sampled ones.
         """
         tokens = batch.token_S if tokens is None else tokens
-        hidden_SH = _hidden_before(self.lm.base_model, batch, tokens)
+        hidden_SH = hidden_before(self.lm.base_model, batch, tokens)
         targets_S = batch.ids_T[tokens]
         head = self.lm.get_output_embeddings()
         chunk = max(1, LOGIT_BUDGET // head.weight.size(0))
@@ -227,7 +182,7 @@ class Policy(nn.Module):
 
     def hidden(self, batch: Batch) -> Tensor:
         """Return (S, hidden): what `forward` predicts each sampled token from. For a critic that shares the trunk."""
-        return _hidden_before(self.lm.base_model, batch, batch.token_S)
+        return hidden_before(self.lm.base_model, batch, batch.token_S)
 
     def _score(self, hidden_SH: Tensor, targets_S: Tensor) -> tuple[Tensor, Tensor]:
         config = self.lm.config.get_text_config()
@@ -272,7 +227,7 @@ class Critic(nn.Module):
 
     def forward(self, batch: Batch) -> Tensor:
         """Return (S,) float32: the value of the state in which each sampled token was about to be written."""
-        hidden_SH = self._lender[0].hidden(batch) if self._lender else _hidden_before(self.trunk, batch, batch.token_S)
+        hidden_SH = self._lender[0].hidden(batch) if self._lender else hidden_before(self.trunk, batch, batch.token_S)
         return self.head(hidden_SH).float()[:, 0]
 
 
@@ -301,14 +256,3 @@ def decoder_layers(network: nn.Module) -> list[nn.Module]:
     models = [module for module in network.modules() if isinstance(module, PreTrainedModel)]
     names = {name for model in models for name in model._no_split_modules or ()}
     return [module for module in network.modules() if type(module).__name__ in names]
-
-
-def _hidden_before(trunk: nn.Module, batch: Batch, token_S: Tensor) -> Tensor:
-    """(S, hidden): the last hidden state at the position before each of the tokens, which predicts it."""
-    hidden = trunk(
-        input_ids=batch.ids_T[None],
-        position_ids=batch.positions_T[None],
-        use_cache=False,
-        segments=batch.starts_E.tolist(),
-    ).last_hidden_state
-    return hidden[0, token_S - 1]

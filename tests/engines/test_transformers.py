@@ -36,6 +36,26 @@ def test_the_next_turn_reads_only_what_is_new(models: Any) -> None:
     assert read(engine, Request(0, [*prompt, *first, 9, 8, *second, 7], 1, 4))[1] == [(1, 48)]
 
 
+def test_a_prompt_that_several_have_is_read_once(models: Any) -> None:
+    """The samples of a level: each gets the tokens and floats that it gets by itself, and slots are taken as ever."""
+    prompt, other = list(range(3, 43)), list(range(5, 20))
+    asked = [Request(n, other if n == 1 else prompt, 3 + n, n) for n in range(4)]
+    engine = TransformersEngine()
+    engine.start(models["tied"].folder, stop_token_ids=[])
+    alone = [generate(engine, [request])[0] for request in asked]
+    engine.load_weights(models["tied"].module.named_parameters())  # forgets what it has read
+    shapes: list[tuple[int, ...]] = []
+    handle = engine._model.register_forward_pre_hook(lambda module, args: shapes.append(tuple(args[0].shape)))
+    together = generate(engine, asked)
+    handle.remove()
+    assert shapes[:2] == [(2, 40), (4, 1)]
+    assert [c.token_ids for c in together] == [c.token_ids for c in alone]
+    for got, expected in zip(together, alone, strict=True):
+        assert got.logprobs == pytest.approx(expected.logprobs, abs=1e-5)
+    _, shapes = read(engine, Request(9, [*prompt, *together[3].token_ids, 8], 1, 9))
+    assert shapes == [(1, 2)]  # the copy is a slot like any other: only what is new is read
+
+
 def test_prompts_are_read_in_batches_of_bounded_size(
     models: Any, requests: list[Request], monkeypatch: pytest.MonkeyPatch
 ) -> None:

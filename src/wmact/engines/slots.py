@@ -29,16 +29,28 @@ class SlotCache(Cache):
     ) -> tuple[torch.Tensor, torch.Tensor]:
         return self._put(("keys", layer_idx), key_states), self._put(("values", layer_idx), value_states)
 
+    def copy(self, source: int, target: int, length: int) -> None:
+        """Let slot `target` begin with the first `length` columns of slot `source`."""
+        for name, store in self._stores.items():
+            store = self._stores[name] = _grown(store, target + 1, length)
+            store[target, :, :length] = store[source, :, :length]
+
     def _put(self, name: tuple[str, int], new: torch.Tensor) -> torch.Tensor:
         store = self._stores.get(name, new[:0, :, :0])
-        slots, columns = (max(pair) for pair in zip(self._size, store.shape[::2], strict=True))
-        if (slots, columns) != store.shape[::2]:
-            larger = new.new_zeros(slots, new.shape[1], columns, new.shape[3])
-            larger[: store.shape[0], :, : store.shape[2]] = store
-            store = self._stores[name] = larger
+        store = self._stores[name] = _grown(store, *self._size)
         store[self._slots[:, None], :, self._columns] = new.transpose(1, 2)
         read = store[:, :, : self._length]
         return read[: len(self._slots)] if self._in_order else read.index_select(0, self._slots)
+
+
+def _grown(store: torch.Tensor, slots: int, columns: int) -> torch.Tensor:
+    """`store` itself if it has so many slots and columns, else a larger one that begins with it."""
+    if slots <= store.shape[0] and columns <= store.shape[2]:
+        return store
+    slots, columns = max(slots, store.shape[0]), max(columns, store.shape[2])
+    larger = store.new_zeros(slots, store.shape[1], columns, store.shape[3])
+    larger[: store.shape[0], :, : store.shape[2]] = store
+    return larger
 
 
 def check_attention(config: Any, length: int) -> None:

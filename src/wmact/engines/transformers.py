@@ -136,12 +136,19 @@ class TransformersEngine:
         new, self._waiting = self._waiting[:room], self._waiting[room:]
         for row in new:
             self._take_slot(row)
+        readers = _readers(new)
         batches = [self._running] if self._running else []
-        batches += _batches(new)
+        batches += _batches([row for row in new if row not in readers])
         self._running = [row for batch in batches for row in batch]
         if not batches:
             return []
-        self._sample(torch.cat([self._forward(batch) for batch in batches]))
+        logits = torch.cat([self._forward(batch) for batch in batches])
+        place = {row: i for i, row in enumerate(self._running)}
+        for row, reader in readers.items():
+            self._cache.copy(reader.slot, row.slot, reader.cached)
+            row.cached = reader.cached
+        self._running += readers
+        self._sample(logits[[place[readers.get(row, row)] for row in self._running]])
         done = [row for row in self._running if row.finished]
         self._running = sorted((row for row in self._running if not row.finished), key=lambda row: row.slot)
         for row in done:
@@ -228,6 +235,13 @@ class TransformersEngine:
         for row, token, logprob in zip(self._running, tokens[:, 0].tolist(), chosen[:, 0].tolist(), strict=True):
             row.ids.append(token)
             row.logprobs.append(logprob)
+
+
+def _readers(rows: list[_Row]) -> dict[_Row, _Row]:
+    """Rows whose whole prompt, unread so far, another row has too, and that one: it reads for them."""
+    unread: dict[tuple[int, ...], _Row] = {}
+    first = {row: unread.setdefault(tuple(row.ids), row) for row in rows if not row.cached}
+    return {row: reader for row, reader in first.items() if row is not reader}
 
 
 def _batches(rows: list[_Row]) -> Iterator[list[_Row]]:
