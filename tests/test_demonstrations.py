@@ -522,7 +522,9 @@ def test_prompts_are_learnt_where_asked_for(data: Callable[..., DemonstrationDat
     firsts = [int(batches[True].token_S[batches[True].episode_S == e][0]) for e in range(len(starts))]
     prompts = {place for start, first in zip(starts, firsts, strict=True) for place in range(start + 1, first)}
     told, more = (set(batches[learnt].token_O.tolist()) for learnt in (False, True))
-    assert prompts and not prompts & told and more == told | prompts
+    assert prompts
+    assert not prompts & told
+    assert more == told | prompts
 
 
 # Faults, and limits

@@ -1,5 +1,6 @@
 """The calculator against arithmetic by hand and against what is measured, and the paper's settings by a dry run."""
 
+import functools
 import json
 import re
 from collections.abc import Callable
@@ -241,6 +242,21 @@ def test_flops_of_an_update() -> None:
     assert update_flops(adapters, sizes, episodes) == 7 * (2 * 2 * through + 2 * output)
     more = weightless("nano", epochs=2, kl_coef=0.1)  # old and reference policy: two passes without gradient
     assert update_flops(more, sizes, episodes) == 7 * (2 * (2 * 3 * forward + 3 * output) + 2 * (forward + output))
+
+
+def test_samples_read_their_first_message_once() -> None:
+    with torch.device("meta"):
+        grpo = GRPO("nano", kl_coef=0.0)
+    sizes, trunk = Sizes.of(grpo.policy.lm.config), grpo.policy.lm.base_model
+    of = functools.partial(forward_flops, trunk, sizes)
+    output = 2 * 128 * 312 * 10
+    long = Episodes(8, 40, 0, 1, 10, samples=4)  # two levels: 2 messages are read, and 8 replies after them
+    assert update_flops(grpo, sizes, long) == pytest.approx(3 * (2 * of(40) + 8 * (of(50) - of(40)) + 8 * output))
+    short = Episodes(8, 4, 0, 1, 10, samples=4)  # less than half of an episode: read by each
+    assert update_flops(grpo, sizes, short) == pytest.approx(8 * 3 * (of(14) + output))
+    endless = Machine(GIB, 1.0, 1e30, 1.0, 1.0)
+    times = [generation_seconds(grpo.policy, sizes, 4, long._replace(samples=n), 8, endless) for n in (1, 4)]
+    assert times[0] - times[1] == pytest.approx(6 * of(40))
 
 
 def test_seconds_of_generation() -> None:

@@ -69,6 +69,7 @@ class Episodes(NamedTuple):
     message: int  # tokens of each later one
     turns: float
     sampled: float  # tokens
+    samples: int = 1  # episodes of a level, which have their first message in common
 
     @property
     def given(self) -> float:
@@ -142,8 +143,8 @@ def activations(policy: Policy, tokens: int, computes_in: torch.dtype) -> int:
 def unsharded(network: nn.Module, itemsize: int) -> int:
     """Bytes of weights and gradients in one piece while a network that is cut into shards computes.
 
-    FSDP2 (`wmact.models.shard`) puts together what is outside of the decoder layers for the whole pass, and of the layers the
-    one that computes and the next one.
+    FSDP2 (`wmact.models.shard`) puts together what is outside of the decoder layers for the whole pass, and of the
+    layers the one that computes and the next one.
     """
     layers = [count(module) for module in decoder_layers(network)]
     return 2 * itemsize * (count(network) - sum(layers) + 2 * max(layers, default=0))
@@ -172,15 +173,23 @@ def forward_flops(trunk: nn.Module, sizes: Sizes, tokens: float) -> float:
     return 2 * matrices(trunk) * tokens + 2 * sizes.layers * sizes.heads * sizes.head_dim * tokens**2
 
 
+def reading_flops(trunk: nn.Module, sizes: Sizes, episodes: Episodes, tokens: float) -> float:
+    """FLOPs of a forward pass over the first tokens of an episode, if one sample of a level reads its first message."""
+    others = 1 - 1 / episodes.samples
+    return forward_flops(trunk, sizes, tokens) - others * forward_flops(trunk, sizes, episodes.prompt)
+
+
 def update_flops(module: PolicyGradient, sizes: Sizes, episodes: Episodes) -> float:
     """FLOPs of one training step.
 
     A backward pass takes twice a forward pass, and checkpointing another forward pass. The output layer is applied to
     sampled tokens only (with ECHO to those of later messages too), and twice, where their logits come in chunks
-    (`Policy.forward`). GRPO is taken to drop no group.
+    (`Policy.forward`). Samples share a first message that is half of an episode (`attention.fold`). GRPO is taken to
+    drop no group.
     """
     cfg = module.settings
-    forward = forward_flops(module.policy.lm.base_model, sizes, episodes.length)
+    shared = episodes if 2 * episodes.prompt >= episodes.length else episodes._replace(samples=1)
+    forward = reading_flops(module.policy.lm.base_model, sizes, shared, episodes.length)
     scored = episodes.sampled + (episodes.given - episodes.prompt if cfg.echo_coef else 0)
     output = 2 * sizes.hidden * sizes.vocabulary * scored
     in_chunks = scored * sizes.vocabulary > LOGIT_BUDGET
@@ -200,13 +209,13 @@ def generation_seconds(
 ) -> float:
     """Seconds in which one engine plays its share of the episodes.
 
-    Every given token is read once, because prefixes are cached, at the speed of arithmetic. Then, step by step, each of
-    the episodes `at_once` under way gets a token, in the time that all weights and their keys and values take from
-    memory, or that arithmetic takes if that is longer (Pope et al. 2022, arXiv 2211.05102, section 2). A finished
-    episode makes room for the next one at once.
+    Every given token is read once, because prefixes are cached, and a level's first message by one of its samples, at
+    the speed of arithmetic. Then, step by step, each of the episodes `at_once` under way gets a token, in the time that
+    all weights and their keys and values take from memory, or that arithmetic takes if that is longer (Pope et al.
+    2022, arXiv 2211.05102, section 2). A finished episode makes room for the next one at once.
     """
     weights = matrices(policy.lm.base_model) + sizes.hidden * sizes.vocabulary
-    reading = episodes.number * forward_flops(policy.lm.base_model, sizes, episodes.given)
+    reading = episodes.number * reading_flops(policy.lm.base_model, sizes, episodes, episodes.given)
     average = episodes.given + episodes.sampled / 2  # tokens before the one that is written
     moved = itemsize * weights + at_once * average * sizes.kv_bytes(itemsize)
     attention = 4 * sizes.layers * sizes.heads * sizes.head_dim * average

@@ -115,7 +115,7 @@ class Experiment:
         """Those of an iteration, at their limits."""
         data = self.data
         sampled = min(data.limits.episode_tokens, data.max_turns * data.limits.turn_tokens)
-        return Episodes(data.groups * data.samples, *self.texts[variant], data.max_turns, sampled)
+        return Episodes(data.groups * data.samples, *self.texts[variant], data.max_turns, sampled, data.samples)
 
     @property
     def longest(self) -> int:
