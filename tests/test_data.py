@@ -303,12 +303,18 @@ def test_the_three_most_frequent_errors() -> None:
         episode.error = kind and f"Traceback …\n  File …\nValueError: {kind}\n"
         data.episodes.append(episode)
     with pytest.raises(TrainingStopped) as stopped:  # 11 of 21 are more than half
-        data._check_errors()
+        data._check_errors(data.episodes)
     assert str(stopped.value) == (
         "11 of 21 episodes ended in an error: 5 × ValueError: b; 3 × ValueError: c; 2 × ValueError: a"
     )
-    data.episodes = data.episodes[1:]  # 10 of 20 are not
-    data._check_errors()
+    data._check_errors(data.episodes[1:])  # 10 of 20 are not
+
+
+def test_an_evaluation_of_errors_is_no_result(model: str, tmp_path: Path) -> None:
+    """A server that has gone down must not end as a success of 0."""
+    run = Run(model, tmp_path, val={"broken": Variant(kwargs={"fault": 1})})
+    with pytest.raises(TrainingStopped, match=r"^\d+ of \d+ episodes ended in an error: \d+ × RuntimeError: hinge"):
+        run.fit()
 
 
 def test_an_episode_with_an_error_is_kept_and_not_trained_on(model: str, tmp_path: Path) -> None:

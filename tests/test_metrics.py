@@ -76,6 +76,14 @@ EPISODES = [
 ]
 
 
+def test_actions_that_cannot_be_read() -> None:
+    metrics = EpisodeMetrics(max_turns=3, curve=(1,))
+    metrics.update(
+        [played(0, 1, "turns", kinds=("unreadable", "blocked")), played(1, 1, "solved", kinds=("unreadable",))]
+    )
+    assert metrics.compute()["invalid_share"] == pytest.approx(2 / 3)
+
+
 def test_the_curve_and_everything_beside_it() -> None:
     metrics = EpisodeMetrics(max_turns=3, curve=(1, 2, 4, 5))
     metrics.turn_budget = 2
@@ -89,7 +97,7 @@ def test_the_curve_and_everything_beside_it() -> None:
         # within 3 turns: 1 + 2 + 3 + 3 + 1 = 10 turns of 3 tokens
         "turns_mean": 2.0, "tokens_mean": 6.0,
         # actions: 2, 1 + 4, 3 (the last two turns are beyond three), 2 + 1, 0 = 13; effective: 2, 1 + 2, 3, 2, 0 = 10
-        "actions_mean": 2.6, "effective_share": 10 / 13,
+        "actions_mean": 2.6, "effective_share": 10 / 13, "invalid_share": 0,
         "errors": 0.2,
         # 2/2 and 4/2 (the action after the end is not one it took); solved after turn 3 does not count
         "length_over_optimal": 1.5,
@@ -140,6 +148,7 @@ def test_pass_hat_stops_at_four_and_doing_nothing_is_told_beside() -> None:
         assert figures[f"pass_hat_{k}"] == pytest.approx((1 + second) / 2)
     assert "pass_hat_5" not in figures
     assert figures["do_nothing"] == 0.5
+    assert 0 < figures["do_nothing_low"] < 0.5 < figures["do_nothing_high"] < 1
 
 
 def test_no_episode_no_figures() -> None:

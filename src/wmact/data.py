@@ -285,7 +285,7 @@ class RolloutData(L.LightningDataModule):
             TrainingStopped: there are too many of these.
             ValueError: there is nothing to train on.
         """
-        self._check_errors()
+        self._check_errors(self.episodes)
         with together():
             batch = collate([episode for episode in self.episodes if episode.error is None], version)
         trained_on, played = total([int(batch.valid_S.sum()), len(self.episodes)])
@@ -308,6 +308,7 @@ class RolloutData(L.LightningDataModule):
         episodes = self._play(spec, tasks, longest)
         with together():
             known = self.judge(spec, episodes)
+        self._check_errors(episodes)
         self._reward(episodes)
         if how.world_model:
             known |= self._ask_about_the_world(variant, spec, episodes, mine)
@@ -432,9 +433,10 @@ class RolloutData(L.LightningDataModule):
         seed = np.random.SeedSequence([self.seed, *stream, level, sample]).generate_state(1)[0]
         return Task(level, sample, int(seed))
 
-    def _check_errors(self) -> None:
-        errors = [episode.fault for episode in self.episodes if episode.error]
-        (played,) = total([len(self.episodes)])
+    def _check_errors(self, episodes: Sequence[Episode]) -> None:
+        """Stop when too many ended in an error: what is left says nothing, as when a server has gone down."""
+        errors = [episode.fault for episode in episodes if episode.error]
+        (played,) = total([len(episodes)])
         found = sum(gather(Counter(errors)), Counter())
         if found.total() > self.max_error_share * played:
             often = "; ".join(f"{count} × {line}" for line, count in found.most_common(3))

@@ -58,7 +58,7 @@ class EpisodeMetrics(Metric):
         longest = max(max_turns, *self.curve)
         self.add_state("solved_at", torch.zeros(longest + 1, dtype=torch.float64), dist_reduce_fx="sum")
         names = ["episodes", "turns", "actions", "effective", "tokens", "ratio", "ratio_n", "errors", "samples"]
-        names += ["baseline", "baseline_n"]
+        names += ["baseline", "baseline_n", "unreadable"]
         self.names = names
         self.add_state("sums", torch.zeros(len(names), dtype=torch.float64), dist_reduce_fx="sum")
         self.add_state("levels", torch.tensor(0.0, dtype=torch.float64), dist_reduce_fx="sum")
@@ -82,6 +82,7 @@ class EpisodeMetrics(Metric):
                 "turns": len(turns),
                 "actions": len(actions),
                 "effective": sum(action.kind == "effective" for action in actions),
+                "unreadable": sum(action.kind == "unreadable" for action in actions),
                 "tokens": sum(turn.end - turn.start for turn in turns),
                 "errors": episode.error is not None,
             }
@@ -124,13 +125,14 @@ class EpisodeMetrics(Metric):
             "turns_mean": total["turns"] / n,
             "actions_mean": total["actions"] / n,
             "effective_share": total["effective"] / max(1.0, total["actions"]),
+            "invalid_share": total["unreadable"] / max(1.0, total["actions"]),
             "tokens_mean": total["tokens"] / n,
             "errors": total["errors"] / n,
         }
         if total["ratio_n"]:
             figures["length_over_optimal"] = total["ratio"] / total["ratio_n"]
         if total["baseline_n"]:
-            figures["do_nothing"] = total["baseline"] / total["baseline_n"]
+            figures |= with_interval("do_nothing", total["baseline"] / total["baseline_n"], levels)
         samples = round(total["samples"] / levels)
         if samples > 1:
             figures |= {"pass_at_1": figures["multi_turn"], f"pass_at_{samples}": float(self.passed) / levels}

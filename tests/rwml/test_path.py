@@ -25,6 +25,7 @@ from wmact.loggers import read_metrics
 from wmact.rollout import Task
 from wmact.rwml import collect, prediction
 from wmact.rwml import filter as rwml_filter
+from wmact.rwml.calibrate import THRESHOLDS
 from wmact.rwml.collect import Recorder, record
 from wmact.rwml.offline import predict, read_data, read_prediction_data
 from wmact.rwml.triplets import Triplet, read_triplets
@@ -227,7 +228,7 @@ def test_trained_calibrated_filtered_and_evaluated(folder: Path, capsys: pytest.
         "own_reward": {"reward": 1.0, "zero_variance": 1.0},
     }
     assert "the configuration's own reward: no signal to start from: 100% of the start model's groups" in told
-    assert [row["zero_variance"] for row in exact["start_model"]] == [1.0] * 7
+    assert [row["zero_variance"] for row in exact["start_model"]] == [1.0] * len(THRESHOLDS)
     assert "exact: τ_d = 0.02" in told
     assert (
         "no signal to start from: 100% of the start model's groups have no variance (its mean reward is 1.00)" in told

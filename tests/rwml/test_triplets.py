@@ -54,6 +54,19 @@ def test_another_schema_names_line_and_column(write, triplet, change, told):
     assert told in str(error.value)
 
 
+def test_files_that_were_put_together_are_one(write, triplet):
+    """As by `cat`: rules of both, and the first's provenance with the others' beside it."""
+    path = Path(write(triplet()))
+    one = path.read_text()
+    write_triplets(path, {"rules": {"b": "2"}, "source": "walkthrough"}, [triplet(step=7)])
+    path.write_text(one + path.read_text() + one)
+    found = read_triplets(path)
+    assert [each.step for each in found.triplets] == [triplet().step, 7, triplet().step]
+    first = json.loads(one.splitlines()[0])["provenance"]
+    second = {"rules": {"b": "2"}, "source": "walkthrough"}
+    assert found.provenance == first | {"rules": first.get("rules", {}) | {"b": "2"}, "joined": [second, first]}
+
+
 def test_what_is_missing_or_no_json_is_named(write, triplet):
     path = Path(write(triplet()))
     first, row = path.read_text().splitlines()
@@ -62,11 +75,16 @@ def test_what_is_missing_or_no_json_is_named(write, triplet):
         (first, row[:-5]): "line 2 is no JSON",
         (first, "[]"): "line 2 is no JSON object, but list",
         (row,): "line 1: no provenance",
+        ('{"state": "x", "action": "y"}',): "its columns are 'state', 'action'",
+        (first, "[" * 10**5): "line 2 is no JSON: ",
         (first,): "holds no triplets",
     }.items():
         path.write_text("\n".join(lines))
         with pytest.raises(ValueError, match=re.escape(told)):
             read_triplets(path)
+    path.write_bytes(b"PAR1\xff\x00")
+    with pytest.raises(ValueError, match=re.escape(f"{path} is no text")):
+        read_triplets(path)
     with pytest.raises(FileNotFoundError, match="python -m wmact collect writes one"):
         read_triplets(path.with_name("none.jsonl"))
 

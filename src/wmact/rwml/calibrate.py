@@ -40,7 +40,7 @@ from wmact.rwml.state import agree, as_json, entities
 from wmact.rwml.triplets import Triplet, read_triplets
 from wmact.view import columns
 
-THRESHOLDS = (0.02, 0.05, 0.1, 0.15, 0.2, 0.3, 0.4)
+THRESHOLDS = (0.005, 0.01, 0.02, 0.05, 0.1, 0.15, 0.2, 0.3, 0.4)
 MOST_GROSS = 0.05
 """A threshold is usable if it accepts at most this share of each kind of gross error …"""
 LEAST_RIGHT = 0.5
@@ -82,8 +82,8 @@ def recommend(table: dict[str, list[dict[str, float]]], alike: Sequence[str]) ->
         alike: kinds of pairs that say the same.
 
     Returns:
-        It, and what it accepts of each kind of paraphrases, gross errors and near-misses; None where every threshold
-        accepts too many gross errors.
+        It, and what it accepts of each kind of paraphrases, gross errors and near-misses, of these with `SameState`
+        too; None where every threshold accepts too many gross errors.
     """
     best: dict[str, Any] | None = None
     for i, threshold in enumerate(THRESHOLDS):
@@ -92,6 +92,7 @@ def recommend(table: dict[str, list[dict[str, float]]], alike: Sequence[str]) ->
         worst = max(gross.values(), default=math.nan)
         if worst <= MOST_GROSS and (best is None or mean([*right.values()]) > mean([*best["paraphrases"].values()])):
             best = {"threshold": threshold, "paraphrases": right, "gross_errors": gross, "near_misses": near}
+            best["guarded"] = {kind: table[kind][i]["guarded"] for kind in near}
     return best
 
 
@@ -176,6 +177,8 @@ def verdict(result: dict[str, Any]) -> list[str]:
             line += f"; strict: a right prediction in other words than the world's counts as wrong ({each_of(strict)})"
         if max(best["near_misses"].values(), default=0) > 0.5:
             line += f"; it takes near-misses for right ({near}): AND it with wmact.rwml.SameState"
+            if blind := {kind: part for kind, part in best["guarded"].items() if part > 0.5}:
+                line += f", which does not see all of them ({each_of(blind)})"
         sampled = {row["threshold"]: row for row in found.get("start_model", [])}.get(best["threshold"])
         if sampled and sampled["zero_variance"] > MOST_FLAT:
             line += (
@@ -275,7 +278,9 @@ def main(args: Sequence[str]) -> None:
     """
     parser = CommandParser("calibrate", __doc__)
     parser.add_argument("--triplets", metavar="FILE", help="file of triplets (that of the configuration)")
-    parser.add_argument("--embedder", action="append", metavar="NAME", help="minilm, a folder, or URL#MODEL (minilm)")
+    parser.add_argument(
+        "--embedder", action="append", metavar="NAME", help="minilm, a folder, URL#MODEL, or none (minilm)"
+    )
     parser.add_argument("--pairs", type=int, default=300, help="most pairs of a kind (300)")
     parser.add_argument("--groups", type=int, default=32, help="triplets that the start model predicts (32)")
     parser.add_argument("--samples", type=int, default=8, help="predictions of each (8)")
@@ -291,7 +296,8 @@ def main(args: Sequence[str]) -> None:
     data = read_prediction_data(fit) if fit else None
     path = Path(data.triplets if data else options.triplets)
     triplets = tuple(training_env(data).triplets) if data else read_triplets(path).triplets
-    distances: dict[str, Distance] = {name: distance_of(name) for name in options.embedder or [BUNDLED]}
+    embedders = [name for name in options.embedder or [BUNDLED] if name != "none"]
+    distances: dict[str, Distance] = {name: distance_of(name) for name in embedders}
     distances |= {"ROUGE-L": RougeL(), "exact": Exact()}
     if any(as_json(each.next) is not None for each in triplets):
         distances["JSON fields"] = JSONFields()

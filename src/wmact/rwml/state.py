@@ -5,7 +5,10 @@ import re
 from typing import Any
 
 PIECE = re.compile(r"\b[a-z]+ \d+\b|\([\w,.-]+\)|[#\w-]+", re.IGNORECASE)  # read in linear time
-STATES = frozenset("closed off hot cold cool nothing not pending cancelled delivered returned".split())
+STATES = frozenset(
+    "closed off hot cold cool nothing not pending cancelled delivered returned false disabled disconnected inactive "
+    "locked missing".split()
+)
 WORD = re.compile(r"[a-z]+")
 
 

@@ -121,7 +121,7 @@ def _plain(triplet: Triplet) -> dict[str, Any]:
 
 
 def read_triplets(path: str | os.PathLike[str]) -> TripletFile:
-    """Read a file; once a process, as long as it stays the same.
+    """Read a file; once a process, as long as it stays the same. Several that were put together (`cat`) are one.
 
     Raises:
         OSError: there is no such file.
@@ -138,24 +138,45 @@ def read_triplets(path: str | os.PathLike[str]) -> TripletFile:
 def _read(path: Path, mtime_ns: int, size: int) -> TripletFile:
     triplets = []
     provenance: dict[str, Any] | None = None
-    with path.open(encoding="utf-8") as file:
-        for number, line in enumerate(file, start=1):
-            where = f"{path}, line {number}"
-            try:
-                record = json.loads(line)
-            except ValueError as error:
-                raise ValueError(f"{where} is no JSON: {error}") from None
-            if not isinstance(record, dict):
-                raise ValueError(f"{where} is no JSON object, but {type(record).__name__}")
-            if provenance is None:
-                provenance = record.get("provenance")
-                if not isinstance(provenance, dict):
-                    raise ValueError(f"{where}: no provenance, which the first line of a file of triplets is")
-                continue
+    try:
+        lines = path.read_text(encoding="utf-8").split("\n")
+    except UnicodeDecodeError as error:
+        raise ValueError(
+            f"{path} is no text ({error}); a file of triplets is what python -m wmact collect writes"
+        ) from None
+    for number, line in enumerate(lines, start=1):
+        where = f"{path}, line {number}"
+        if not line and number == len(lines):
+            break
+        try:
+            record = json.loads(line)
+        except (ValueError, RecursionError) as error:
+            raise ValueError(f"{where} is no JSON: {error}") from None
+        if not isinstance(record, dict):
+            raise ValueError(f"{where} is no JSON object, but {type(record).__name__}")
+        if provenance is None or record.keys() == {"provenance"}:  # again where files were put together
+            provenance = _joined(provenance, record, where)
+        else:
             triplets.append(_triplet(record, where))
     if not triplets:
         raise ValueError(f"{path} holds no triplets")
     return TripletFile(provenance or {}, tuple(triplets))
+
+
+def _joined(before: dict[str, Any] | None, record: dict[str, Any], where: str) -> dict[str, Any]:
+    """The provenance that a first line tells, beside that of the files before it."""
+    told = record.get("provenance")
+    if not isinstance(told, dict):
+        names = ", ".join(map(repr, record)) or "none"
+        raise ValueError(
+            f"{where}: no provenance, which the first line of a file of triplets is; its columns are {names}"
+        )
+    if before is None:
+        return told
+    return before | {
+        "rules": before.get("rules", {}) | told.get("rules", {}),
+        "joined": [*before.get("joined", []), told],
+    }
 
 
 COLUMNS = {"step": int, "seed": int, "effective": bool, "success": bool, "history": list}
