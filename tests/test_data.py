@@ -447,6 +447,16 @@ def test_more_levels_than_there_are(model: str, tmp_path: Path) -> None:
         run.trainer.validate(run.module, datamodule=run.data, verbose=False)
 
 
+def test_all_levels_that_there_are(model: str, tmp_path: Path) -> None:
+    how = Evaluation(levels=None, curve=(1,))
+    run = Run(model, tmp_path, val={"few": Variant(kwargs={"levels": 5})}, validation=how)
+    run.trainer.validate(run.module, datamodule=run.data, verbose=False)
+    assert run.trainer.callback_metrics["eval/few/levels"] == 5
+    endless = Run(model, tmp_path / "endless", val={"all": Variant()}, validation=how)
+    with pytest.raises(ValueError, match=r"data\.validation\.levels=null: 'all' has levels without end"):
+        endless.trainer.validate(endless.module, datamodule=endless.data, verbose=False)
+
+
 def test_a_variant_says_what_differs() -> None:
     env = EnvSpec("m:A-v0", {"size": 9, "split": "train"})
     assert Variant().of(env) == env

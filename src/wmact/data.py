@@ -39,20 +39,20 @@ class Evaluation:
     """How evaluation is played.
 
     Args:
-        levels: levels of each variant.
+        levels: levels of each variant; null: all that it has.
         samples: episodes a level; with more than one, pass@samples is reported.
         curve: turn budgets at which success is reported. All are read from one rollout with the largest.
         world_model: ask the model about one transition of each level too, and check what its thoughts claim
             (`world_model.py`). It needs environments of wmact_envs, and a model that speaks nano's words.
     """
 
-    levels: int = 200
+    levels: int | None = 200
     samples: int = 1
     curve: tuple[int, ...] = (1, 2, 3, 5, 10)
     world_model: bool = False
 
     def __post_init__(self) -> None:
-        if self.levels < 1 or self.samples < 1:
+        if (self.levels is not None and self.levels < 1) or self.samples < 1:
             given = f"levels={self.levels}, samples={self.samples}"
             raise ValueError(f"data.validation, data.testing: {given}: both must be at least 1")
         if list(self.curve) != sorted(set(self.curve)) or not self.curve or self.curve[0] < 1:
@@ -298,11 +298,7 @@ class RolloutData(L.LightningDataModule):
 
     def _evaluate(self, variant: str, spec: EnvSpec, how: Evaluation) -> Played:
         with together():
-            there_are = getattr(self._pools.one(spec).unwrapped, "num_levels", None)
-            if there_are is not None and how.levels > there_are:
-                name = "data.testing.levels" if how is self.testing else "data.validation.levels"
-                raise ValueError(f"{name}={how.levels}: {variant!r} has {there_are}; give that, or fewer")
-        mine, samples = share(range(how.levels)), range(how.samples)
+            mine, samples = share(range(self._number_of_levels(variant, spec, how))), range(how.samples)
         tasks = [self._task(level, sample, EVALUATION) for level in mine for sample in samples]
         longest = max(self.max_turns, *how.curve)
         episodes = self._play(spec, tasks, longest)
@@ -315,6 +311,17 @@ class RolloutData(L.LightningDataModule):
         everywhere = gather({episode.category for episode in episodes} - {""})
         categories = tuple(sorted(set().union(*everywhere)))
         return Played(variant, episodes, self.max_turns, self.turn_budget, how.curve, known, categories)
+
+    def _number_of_levels(self, variant: str, spec: EnvSpec, how: Evaluation) -> int:
+        there_are: int | None = getattr(self._pools.one(spec).unwrapped, "num_levels", None)
+        name = "data.testing.levels" if how is self.testing else "data.validation.levels"
+        if how.levels is None:
+            if there_are is None:
+                raise ValueError(f"{name}=null: {variant!r} has levels without end; give a number")
+            return there_are
+        if there_are is not None and how.levels > there_are:
+            raise ValueError(f"{name}={how.levels}: {variant!r} has {there_are}; give that, fewer, or null for all")
+        return how.levels
 
     def _ask_about_the_world(
         self, variant: str, spec: EnvSpec, episodes: list[Episode], levels: Sequence[int]

@@ -279,6 +279,8 @@ def estimate(run: Experiment, machine: Machine, sampled: float | None = None, tu
     one = expected._replace(number=run.share)
     generation = generation_seconds(run.module.policy, run.sizes, serving.itemsize, one, under_way, machine)
     flops = update_flops(run.module, run.sizes, expected)
+    if run.data.validation.levels is None:
+        raise ValueError("data.validation.levels=null: give a number of levels to estimate with")
     evaluated = run.data.validation.levels * run.data.validation.samples * len(run.data.val)
     return Estimate(
         training=training_memory(run),

@@ -1,6 +1,6 @@
 """What a model has forgotten: general knowledge and plain text, before and after a training, and how far it has moved.
 
-    python -m wmact forgetting runs/rwml/version_0/model --start smollm2
+    python -m wmact forgetting runs/telecom/smollm2-rwml --start smollm2
     python -m wmact forgetting smollm2 --out smollm2.json
 
 Everything it asks is on this machine. The text is Python's own reference manual, one passage a topic, as the standard

@@ -229,7 +229,7 @@ def test_trained_calibrated_filtered_and_evaluated(folder: Path, capsys: pytest.
     }
     assert "the configuration's own reward: no signal to start from: 100% of the start model's groups" in told
     assert [row["zero_variance"] for row in exact["start_model"]] == [1.0] * len(THRESHOLDS)
-    assert "exact: τ_d = 0.02" in told
+    assert "exact: τ_d = 0.005" in told
     assert (
         "no signal to start from: 100% of the start model's groups have no variance (its mean reward is 1.00)" in told
     )

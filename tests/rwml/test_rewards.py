@@ -37,6 +37,10 @@ def test_what_the_world_said_counts_as_it_can_be_predicted(triplet):
         ("you (1,2) goal (3,3)", "you (1,3) goal (3,3)", False),
         ("Order #W261 is pending.", "Order #W261 is cancelled.", False),
         ("Order #W261 is pending.", "Order #W262 is pending.", False),
+        ('{"roaming_enabled": true}', '{"roaming_enabled": false}', False),
+        ("Mobile Data is enabled.", "Mobile Data is disabled.", False),
+        ("VPN Status: Connected", "VPN Status: Disconnected", False),
+        ("SIM card is active.", "SIM card is locked.", False),
         ("You pick up the mug 1 from the desk 1.", "You take the mug 1 off the desk 1.", False),  # a known miss: off
     ],
 )
