@@ -3,6 +3,7 @@
 import json
 import os
 import pickle
+import re
 import shutil
 import socket
 import subprocess
@@ -83,7 +84,8 @@ def printed(capsys: pytest.CaptureFixture[str], *args: str) -> dict[str, Any]:
 
 
 def shipped() -> dict[str, list[str]]:
-    """File → the --config options it is used with. A file that is no whole experiment lies over maze.yaml.
+    """File → the --config options it is used with. A file that is no whole experiment lies over the first that its own
+    command names, or over maze.yaml.
 
     Those of `study` are tested in test_study.py, those of `strategies` in test_processes.py: they start processes. And
     those of `paper` in test_estimate.py: they need GPUs.
@@ -93,8 +95,9 @@ def shipped() -> dict[str, list[str]]:
     for path in sorted(set((ROOT / "configs").rglob("*.yaml")) - elsewhere):
         settings = yaml.safe_load(path.read_text())
         whole = "class_path" in settings.get("model", {}) and "trainer" in settings
+        named = re.search(r"fit --config configs/(\S+) --config", path.read_text())
         options[str(path.relative_to(ROOT / "configs"))] = [
-            *([] if whole else ["--config", MAZE]),
+            *([] if whole else ["--config", str(ROOT / "configs" / named[1]) if named else MAZE]),
             "--config",
             str(path),
         ]
