@@ -11,7 +11,6 @@ Everything runs inside one Lightning training step, so that the measured one is 
 
 from collections.abc import Callable
 from itertools import pairwise
-from typing import Any
 
 import compare
 import torch
@@ -39,14 +38,11 @@ class Bare:
     def __call__(self) -> None:
         """Forward and backward, critic first, as PPO does it."""
         for micro, goal_S in self.micros:
-            hidden_SH = self._hidden(self.critic, micro)
+            hidden_SH = hidden_before(self.critic, micro, micro.token_S)
             mse_loss(self.head(hidden_SH)[:, 0], goal_S, reduction="sum").backward()
         for micro, goal_S in self.micros:
-            logits_SV = self.policy.lm_head(self._hidden(self.policy.model, micro))
+            logits_SV = self.policy.lm_head(hidden_before(self.policy.model, micro, micro.token_S))
             (cross_entropy(logits_SV, micro.targets_S, reduction="none") * goal_S).sum().backward()
-
-    def _hidden(self, trunk: Any, micro: Batch) -> Tensor:
-        return hidden_before(trunk, micro, micro.token_S)
 
 
 class Naive:
@@ -87,13 +83,14 @@ def main() -> None:
     model, lower = report.args.model, report.args.precision == "32-true"
     other = "bare in bfloat16" if lower else "bare in float32"
     batch = collate(load.random_episodes(report.args.levels, model))
+    short = collate(load.predictions(report.args.levels))
     timings: dict[str, list[compare.Timing]] = {}
 
     def act(host: Host, batch: Batch) -> None:
         micros = batch.split(host.settings.token_budget)
         bare = Bare(host, micros)
-        short = collate(load.predictions(report.args.levels)).split(host.settings.token_budget)
-        alone = [micro._replace(group_E=torch.arange(len(micro.group_E))) for micro in short]
+        together = short.split(host.settings.token_budget)
+        alone = [micro._replace(group_E=torch.arange(len(micro.group_E))) for micro in together]
 
         def bare_in_the_other() -> None:
             with torch.autocast("cpu", torch.bfloat16, enabled=lower):
@@ -104,7 +101,7 @@ def main() -> None:
             "bare": bare,
             other: bare_in_the_other,
             "naive": Naive(resolve_model(model), micros),
-            "predictions": Bare(host, short),
+            "predictions": Bare(host, together),
             "predictions, nothing shared": Bare(host, alone),
         }
         timings.update(compare.interleave(sides, report.args.pairs, before=host.zero_grad))
@@ -116,7 +113,6 @@ def main() -> None:
     report.add("episodes", len(batch.starts_E) - 1)
     report.add("tokens", batch.num_tokens, f"{len(batch.token_S)} of them sampled; {padded} with padding")
     report.add("micro-batches", len(micros), f"of at most {report.args.token_budget} tokens")
-    short = collate(load.predictions(report.args.levels))
     read = len(fold(short).read_R)
     report.add("tokens of predictions", short.num_tokens, f"{len(short.token_S)} of them sampled; {read} are read")
     for name, runs in timings.items():

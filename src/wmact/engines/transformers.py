@@ -143,12 +143,13 @@ class TransformersEngine:
         if not batches:
             return []
         logits = torch.cat([self._forward(batch) for batch in batches])
-        place = {row: i for i, row in enumerate(self._running)}
-        for row, reader in readers.items():
-            self._cache.copy(reader.slot, row.slot, reader.cached)
-            row.cached = reader.cached
-        self._running += readers
-        self._sample(logits[[place[readers.get(row, row)] for row in self._running]])
+        if readers:
+            logits = torch.cat([logits, logits[[self._running.index(reader) for reader in readers.values()]]])
+            for row, reader in readers.items():
+                self._cache.copy(reader.slot, row.slot, reader.cached)
+                row.cached = reader.cached
+            self._running += readers
+        self._sample(logits)
         done = [row for row in self._running if row.finished]
         self._running = sorted((row for row in self._running if not row.finished), key=lambda row: row.slot)
         for row in done:

@@ -139,28 +139,31 @@ def _read(path: Path, mtime_ns: int, size: int) -> TripletFile:
     triplets = []
     provenance: dict[str, Any] | None = None
     try:
-        lines = path.read_text(encoding="utf-8").split("\n")
+        with path.open(encoding="utf-8") as file:
+            for number, line in enumerate(file, start=1):
+                where = f"{path}, line {number}"
+                record = _record(line, where)
+                if provenance is None or record.keys() == {"provenance"}:  # again where files were put together
+                    provenance = _joined(provenance, record, where)
+                else:
+                    triplets.append(_triplet(record, where))
     except UnicodeDecodeError as error:
         raise ValueError(
             f"{path} is no text ({error}); a file of triplets is what python -m wmact collect writes"
         ) from None
-    for number, line in enumerate(lines, start=1):
-        where = f"{path}, line {number}"
-        if not line and number == len(lines):
-            break
-        try:
-            record = json.loads(line)
-        except (ValueError, RecursionError) as error:
-            raise ValueError(f"{where} is no JSON: {error}") from None
-        if not isinstance(record, dict):
-            raise ValueError(f"{where} is no JSON object, but {type(record).__name__}")
-        if provenance is None or record.keys() == {"provenance"}:  # again where files were put together
-            provenance = _joined(provenance, record, where)
-        else:
-            triplets.append(_triplet(record, where))
     if not triplets:
         raise ValueError(f"{path} holds no triplets")
     return TripletFile(provenance or {}, tuple(triplets))
+
+
+def _record(line: str, where: str) -> dict[str, Any]:
+    try:
+        record = json.loads(line)
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{where} is no JSON: {error}") from None
+    if not isinstance(record, dict):
+        raise ValueError(f"{where} is no JSON object, but {type(record).__name__}")
+    return record
 
 
 def _joined(before: dict[str, Any] | None, record: dict[str, Any], where: str) -> dict[str, Any]:
